@@ -1,0 +1,20 @@
+"""The gated feed-forward block of Llama and its kin (SwiGLU, Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightvllm.layers.linear import Linear
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(hidden_size, [intermediate_size, intermediate_size], bias)
+        self.down_proj = Linear(intermediate_size, [hidden_size], bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [num_tokens, hidden_size] -> the same shape."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)

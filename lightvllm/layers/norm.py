@@ -1,0 +1,18 @@
+"""Root-mean-square layer norm (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * weight, over the last dimension."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., size] -> the same shape and type."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -1,0 +1,100 @@
+"""Between a Hugging Face checkpoint's tensors and a model's parameters, which fuse some of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lightvllm.layers.linear import Linear
+from lightvllm.models.decoder import CausalLM
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint tensors that make up one parameter, in order along the first dimension."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+def parameter_sources(model: CausalLM) -> dict[str, Source]:
+    """Parameter name -> the checkpoint tensors it is made of."""
+    sources = {}
+    for name, parameter in model.named_parameters():
+        module_name, _, leaf = name.rpartition(".")
+        parent, _, layer = module_name.rpartition(".")
+        parts = model.fused_parameters.get(layer)
+        if parts is None:
+            sources[name] = Source((name,), (parameter.shape[0],))
+        else:
+            module = model.get_submodule(module_name)
+            assert isinstance(module, Linear)
+            sources[name] = Source(tuple(f"{parent}.{part}.{leaf}" for part in parts), tuple(module.out_features))
+    return sources
+
+
+def hf_state_dict(model: CausalLM) -> dict[str, Tensor]:
+    """The model's weights under Hugging Face's names, fused ones taken apart: what a checkpoint file holds."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: part.detach().contiguous()
+        for parameter, source in parameter_sources(model).items()
+        for name, part in zip(source.names, parameters[parameter].split(list(source.sizes)), strict=True)
+    }
+
+
+def load_weights(model: CausalLM, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Give a model built on the meta device the weights of a checkpoint folder.
+
+    Files are memory-mapped: a tensor that needs neither fusing nor converting is used where it lies.
+
+    Raises:
+        ValueError: no weights, or tensors missing, unknown or of a wrong shape (one error that names them).
+    """
+    tensors = _open_tensors(path)
+    sources = parameter_sources(model)
+    _check(model, sources, tensors, path)
+    for name, source in sources.items():
+        module_name, _, leaf = name.rpartition(".")
+        if len(source.names) == 1:
+            data = tensors[source.names[0]][:].to(device, dtype)
+        else:
+            shape = model.get_parameter(name).shape
+            data = torch.empty(shape, dtype=dtype, device=device)
+            for part, part_name in zip(data.split(list(source.sizes)), source.names, strict=True):
+                part.copy_(tensors[part_name][:])
+        setattr(model.get_submodule(module_name), leaf, nn.Parameter(data, requires_grad=False))
+
+
+def _open_tensors(path: Path) -> dict:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"model: {str(path)!r} has no *.safetensors file")
+    tensors: dict = {}
+    for file in files:
+        try:
+            handle = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"model: {file} is not a readable safetensors file ({error})") from None
+        tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+    return tensors
+
+
+def _check(model: CausalLM, sources: dict[str, Source], tensors: dict, path: Path) -> None:
+    expected = {}
+    for name, source in sources.items():
+        trailing = model.get_parameter(name).shape[1:]
+        expected |= {part: [size, *trailing] for part, size in zip(source.names, source.sizes, strict=True)}
+    # Some exporters write the tied head and the rotary buffer although both follow from the rest.
+    ignored = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and not model.lm_head)}
+    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys() - ignored)]
+    for name in sorted(expected.keys() & tensors.keys()):
+        shape = list(tensors[name].get_shape())
+        if shape != expected[name]:
+            problems.append(f"{name} has shape {shape}, expected {expected[name]}")
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"model: the weights in {str(path)!r} do not fit {type(model).__name__}: {shown}")

@@ -1,0 +1,105 @@
+"""The pre-norm decoder that Llama, Mistral and Qwen share. An architecture is a subclass that says where it differs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightvllm.attention.base import Attention
+from lightvllm.layers.attention import AttentionOptions, SelfAttention
+from lightvllm.layers.linear import Linear
+from lightvllm.layers.mlp import GatedMLP
+from lightvllm.layers.norm import RMSNorm
+from lightvllm.layers.rotary import RotaryEmbedding
+from lightvllm.model_config import ModelConfig
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, index: int, options: AttentionOptions) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, index, options)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """x: [num_tokens, hidden_size]; cos, sin: [num_tokens, 1, head_dim] -> the shape of x"""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and the last norm."""
+
+    def __init__(self, config: ModelConfig, options: list[AttentionOptions]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, option) for i, option in enumerate(options))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config.rope, config.head_dim, config.max_position_embeddings)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, lengths: Tensor | None) -> Tensor:
+        """token_ids, positions, lengths: [num_tokens] -> [num_tokens, hidden_size]"""
+        x = self.embed_tokens(token_ids)
+        cos, sin = self.rotary(positions, lengths, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, attention)
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """A decoder with a language-model head. Subclasses override `attention_options`.
+
+    Parameters carry Hugging Face's names, but for the fused ones that `fused_parameters` lists.
+    """
+
+    # In a checkpoint these are separate; here they are one, in this order.
+    fused_parameters = {
+        "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "gate_up_proj": ("gate_proj", "up_proj"),
+    }
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.hidden_act != "silu":
+            raise ValueError(f"config.json: hidden_act {config.hidden_act!r} is not supported, expected 'silu'")
+        self.config = config
+        self.model = Decoder(config, [self.attention_options(config, i) for i in range(config.num_layers)])
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, [config.vocab_size])
+
+    @staticmethod
+    def attention_options(config: ModelConfig, index: int) -> AttentionOptions:
+        """What layer `index` of this architecture has in its attention."""
+        raise NotImplementedError
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attention: Attention, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Run the decoder over one step's tokens, those of all requests end to end.
+
+        Args:
+            token_ids: [num_tokens]
+            positions: [num_tokens], each token's place in its sequence, from 0.
+            attention: where keys and values live and who sees whom.
+            lengths: [num_tokens], see `RotaryEmbedding.forward`.
+
+        Returns:
+            hidden states, [num_tokens, hidden_size]
+        """
+        return self.model(token_ids, positions, attention, lengths)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [num_rows, hidden_size] -> [num_rows, vocab_size]"""
+        if self.lm_head is None:
+            return F.linear(hidden, self.model.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
+        """Random weights for training from scratch: normal matrices, zero biases, norms at one."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
