@@ -10,7 +10,7 @@ class Linear(nn.Module):
 
     Args:
         in_features: size of the input.
-        out_features: sizes of the outputs; a checkpoint stores each as a weight of its own, here they lie in one, in order.
+        out_features: sizes of the outputs; a checkpoint has a weight for each, here they lie in one, in order.
         bias: whether each output has a bias.
     """
 

@@ -20,8 +20,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RotaryEmbedding(nn.Module):
     """Cosines and sines of each token's position, computed once a step for all layers.
 
-    `depends_on_length` (rope type "dynamic") means that a token's angles depend on how long its sequence was when it was
-    computed, not on its position alone, so keys cached for one prompt do not serve a longer one.
+    `depends_on_length` (rope type "dynamic") means that a token's angles depend on how long its sequence was when it
+    was computed, not on its position alone, so keys cached for one prompt do not serve a longer one.
     """
 
     def __init__(self, config: RopeConfig, head_dim: int, max_position_embeddings: int) -> None:

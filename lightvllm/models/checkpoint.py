@@ -83,7 +83,7 @@ def _open_tensors(path: Path) -> dict:
 
 
 def _check(model: CausalLM, sources: dict[str, Source], tensors: dict, path: Path) -> None:
-    expected = {}
+    expected: dict[str, list[int]] = {}
     for name, source in sources.items():
         trailing = model.get_parameter(name).shape[1:]
         expected |= {part: [size, *trailing] for part, size in zip(source.names, source.sizes, strict=True)}

@@ -1,5 +1,7 @@
 """The pre-norm decoder that Llama, Mistral and Qwen share. An architecture is a subclass that says where it differs."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class CausalLM(nn.Module):
     """
 
     # In a checkpoint these are separate; here they are one, in this order.
-    fused_parameters = {
+    fused_parameters: ClassVar[dict[str, tuple[str, ...]]] = {
         "qkv_proj": ("q_proj", "k_proj", "v_proj"),
         "gate_up_proj": ("gate_proj", "up_proj"),
     }

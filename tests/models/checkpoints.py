@@ -6,19 +6,19 @@ from typing import Any
 import torch
 import transformers
 
-SHAPE: dict[str, Any] = dict(
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    bos_token_id=None,
-    eos_token_id=None,
-    pad_token_id=None,
-    initializer_range=0.2,  # large enough that greedy tokens vary and errors show
-)
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "initializer_range": 0.2,  # large enough that greedy tokens vary and errors show
+}
 
 
 def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
 
 LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+YARN_MSCALE = {"rope_parameters": {**YARN["rope_parameters"], "mscale": 0.7, "mscale_all_dim": 1.0}}
 
 # name -> (architecture's prefix, what differs from SHAPE)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear": ("Llama", _rope("linear", factor=2.0)),
     "llama-dynamic": ("Llama", {**_rope("dynamic", factor=2.0), "max_position_embeddings": 32}),
     "llama-yarn": ("Llama", YARN),
-    "llama-yarn-mscale": ("Llama", _rope("yarn", factor=4.0, original_max_position_embeddings=64, mscale=0.7, mscale_all_dim=1.0)),
+    "llama-yarn-mscale": ("Llama", YARN_MSCALE),
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
