@@ -1,0 +1,75 @@
+"""What every paged backend works on: a cache cut into blocks, and where each of the step's requests has its own.
+
+PagedAttention: Kwon et al., 2023, https://arxiv.org/abs/2309.06180.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightvllm.attention.base import AttentionLayer
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's keys and values, each [num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """The step's requests, their tokens laid end to end.
+
+    Attributes:
+        query_lens: [num_requests] int, tokens computed in this step.
+        seq_lens: [num_requests] int, tokens in the cache after it: the query attends to all of these before itself.
+        block_table: [num_requests, max_blocks] int, the block that holds tokens [i * block_size, (i + 1) * block_size).
+            Entries past a request's last block are any valid block.
+        slot_mapping: [num_tokens] int64, where each token's key and value go: block * block_size + offset.
+    """
+
+    query_lens: np.ndarray
+    seq_lens: np.ndarray
+    block_table: np.ndarray
+    slot_mapping: np.ndarray
+
+
+class PagedAttention(ABC):
+    """Attention of one step against the paged cache. A backend implements `_attend`.
+
+    All keys and values of a layer are written before any is read, so requests of one step may share blocks that the
+    step itself fills.
+    """
+
+    def __init__(self, cache: list[LayerCache], batch: PagedBatch) -> None:
+        self.cache = cache
+        self.batch = batch
+        self.device = cache[0].key.device
+        self.block_size = cache[0].key.shape[1]
+        self.slots = torch.from_numpy(batch.slot_mapping).to(self.device)
+
+    def attend(self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `lightvllm.attention.base.Attention.attend`."""
+        cache = self.cache[layer.index]
+        cache.key.flatten(0, 1)[self.slots] = key
+        cache.value.flatten(0, 1)[self.slots] = value
+        return self._attend(layer, cache, query, key, value).flatten(1)
+
+    @abstractmethod
+    def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[num_tokens, num_heads, head_dim] -> the same shape; keys and values are in the cache already."""
+
+
+def visible(query_len: int, seq_len: int, sliding_window: int | None, device: torch.device) -> Tensor:
+    """Which keys each of a request's last `query_len` tokens may see: [query_len, seq_len] bool."""
+    positions = torch.arange(seq_len - query_len, seq_len, device=device).unsqueeze(1)
+    keys = torch.arange(seq_len, device=device)
+    mask = keys <= positions
+    if sliding_window is not None:
+        mask &= keys > positions - sliding_window
+    return mask

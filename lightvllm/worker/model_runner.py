@@ -1,0 +1,108 @@
+"""One step: `StepInput` in, the model over its tokens, `StepOutput` out."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
+from lightvllm.engine.step import StepInput, StepOutput, TokenLogprobs
+from lightvllm.models.decoder import CausalLM
+from lightvllm.worker.logprobs import prompt_logprobs
+from lightvllm.worker.requests import RequestRows, StepBatch
+from lightvllm.worker.sampler import Sampler, SamplingState
+
+
+class ModelRunner:
+    """Runs the model for the requests it is told of.
+
+    Args:
+        model: on its device, in evaluation mode.
+        cache: the paged KV cache, one entry a layer.
+        backend: how attention reads the cache.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        cache: list[LayerCache],
+        backend: type[PagedAttention],
+        max_num_seqs: int,
+        max_model_len: int,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.backend = backend
+        self.device = cache[0].key.device
+        self.requests = RequestRows(max_num_seqs, max_model_len, block_size=cache[0].key.shape[1])
+        self.sampling = SamplingState(max_num_seqs, model.config.vocab_size)
+        self.sampler = Sampler(self.sampling)
+        # Requests that want log-probabilities of their prompt -> how many per position.
+        self.prompt_logprobs: dict[str, int] = {}
+
+    @torch.inference_mode()
+    def execute(self, step: StepInput) -> StepOutput:
+        """Compute the step's tokens and sample where a request's last known token is among them."""
+        self._update_requests(step)
+        batch = self.requests.batch(step)
+        hidden = self._forward(batch)
+        samples = np.flatnonzero(batch.samples)
+        last = np.cumsum(batch.query_lens)[samples] - 1
+        logits = self.model.compute_logits(hidden[torch.from_numpy(last).to(self.device)])
+        rows = batch.rows[samples]
+        sampled = self.sampler.sample(logits, rows, self.requests.token_ids, self.requests.num_tokens[rows])
+        output = StepOutput(token_ids=[[] for _ in step.request_ids])
+        for i, token in zip(samples.tolist(), sampled.token_ids.tolist(), strict=True):
+            output.token_ids[i] = [token]
+        for i, entry in sampled.logprobs.items():
+            output.logprobs[step.request_ids[samples[i]]] = [entry]
+        for i, message in sampled.errors.items():
+            output.errors[step.request_ids[samples[i]]] = message
+            output.token_ids[samples[i]] = []
+        output.prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
+        self.requests.advance(batch, sampled.token_ids)
+        return output
+
+    def _update_requests(self, step: StepInput) -> None:
+        for request_id in step.dropped_request_ids:
+            row = self.requests.drop(request_id)
+            if row is not None:
+                self.sampling.remove(row)
+                self.prompt_logprobs.pop(request_id, None)
+        for request in step.new_requests:
+            row = self.requests.add(request)
+            params = request.sampling_params
+            self.sampling.add(row, params, request.seed, request.stop_token_ids, request.num_prompt_tokens)
+            if params.prompt_logprobs is not None:
+                self.prompt_logprobs[request.request_id] = params.prompt_logprobs
+        for request_id, block_ids in step.new_block_ids.items():
+            self.requests.append_blocks(request_id, block_ids)
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        """Hidden states, [num_tokens, hidden_size]"""
+        num_blocks = -(-int(batch.seq_lens.max()) // self.requests.block_size)
+        block_table = self.requests.block_table[batch.rows, :num_blocks]
+        attention = self.backend(
+            self.cache, PagedBatch(batch.query_lens, batch.seq_lens, block_table, batch.slot_mapping)
+        )
+        token_ids, positions, lengths = (
+            torch.from_numpy(x).to(self.device) for x in (batch.token_ids, batch.positions, batch.lengths)
+        )
+        return self.model(token_ids, positions, attention, lengths)
+
+    def _prompt_logprobs(self, step: StepInput, batch: StepBatch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
+        """For the requests that want them: the distribution at each prompt position of this step but the prompt's last,
+        whose next token is not the prompt's."""
+        result = {}
+        ends = np.cumsum(batch.query_lens)
+        for i, request_id in enumerate(step.request_ids) if self.prompt_logprobs else ():
+            if request_id not in self.prompt_logprobs:
+                continue
+            row, end = batch.rows[i], int(batch.seq_lens[i])
+            start = end - int(batch.query_lens[i])
+            stop = min(end, int(self.requests.num_prompt_tokens[row]) - 1)
+            if start < stop:
+                first = int(ends[i] - batch.query_lens[i])
+                logits = self.model.compute_logits(hidden[first : first + stop - start])
+                next_ids = torch.from_numpy(self.requests.token_ids[row, start + 1 : stop + 1].astype(np.int64))
+                result[request_id] = prompt_logprobs(logits, next_ids.to(self.device), self.prompt_logprobs[request_id])
+        return result

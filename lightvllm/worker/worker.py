@@ -1,0 +1,62 @@
+"""A worker: loads the model, makes the cache, runs steps."""
+
+import time
+
+import torch
+
+from lightvllm.attention.registry import attention_backend
+from lightvllm.config import EngineConfig
+from lightvllm.engine.step import StepInput, StepOutput
+from lightvllm.hub import resolve_model
+from lightvllm.model_config import ModelConfig
+from lightvllm.models.bare import load_model, torch_dtype
+from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
+from lightvllm.worker.model_runner import ModelRunner
+
+
+class Worker:
+    """One device's share of the engine.
+
+    Raises:
+        ValueError: a checkpoint or a setting that does not work, in words.
+    """
+
+    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+        self.device = resolve_device(config.device)
+        self.dtype = torch_dtype(config.dtype, model_config)
+        path = resolve_model(config.model, config.revision, config.hf_token)
+        start = time.monotonic()
+        model = load_model(path, model_config, self.dtype, self.device)
+        self.load_seconds = time.monotonic() - start
+        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
+        self.runner = ModelRunner(
+            model,
+            allocate_kv_cache(self.plan, model_config, self.dtype, self.device),
+            attention_backend(config.attention_backend),
+            config.max_num_seqs,
+            self.plan.max_model_len,
+        )
+
+    def execute(self, step: StepInput) -> StepOutput:
+        """See `ModelRunner.execute`."""
+        return self.runner.execute(step)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device a user names; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: {name!r} is not a device, expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: {name!r} is not supported, expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device: {name!r} is not here, this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
