@@ -31,6 +31,7 @@ class EngineConfig:
     )
     max_num_seqs: int = _option(256, "most requests in one step")
     max_num_batched_tokens: int = _option(4096, "most tokens computed in one step")
+    long_prefill_token_threshold: int = _option(0, "most tokens of one request computed in one step; 0: no limit")
     block_size: int = _option(16, "tokens per KV-cache block")
     kv_cache_memory_bytes: int | None = _option(None, "size of the KV cache; default: from the memory that is free")
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")

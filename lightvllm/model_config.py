@@ -50,8 +50,8 @@ class ModelConfig:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "ModelConfig":
-        """Read a checkpoint folder.
+    def from_pretrained(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> "ModelConfig":
+        """Read a checkpoint folder; `overrides` take the place of config.json's values.
 
         Raises:
             ValueError: no such folder, not a model, or a field with a value we cannot honour.
@@ -61,7 +61,7 @@ class ModelConfig:
             raise ValueError(f"model: no folder {str(path)!r}; give a Hugging Face checkpoint folder or a hub name")
         if not (path / "config.json").is_file():
             raise ValueError(f"model: {str(path)!r} has no config.json, so it is not a Hugging Face checkpoint folder")
-        hf = read_json(path / "config.json")
+        hf = read_json(path / "config.json") | (overrides or {})
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.is_file() else {}
         return cls.from_hf(hf, generation)
@@ -120,6 +120,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_generation_defaults(source: str, model: ModelConfig) -> dict[str, Any]:
+    """Sampling parameters to use where a request has none: "auto" the model's own, "vllm" none, or those of a folder.
+
+    Raises:
+        ValueError: the folder has no generation_config.json.
+    """
+    if source == "auto":
+        return model.generation_defaults
+    if source == "vllm":
+        return {}
+    path = Path(source) / "generation_config.json"
+    if not path.is_file():
+        raise ValueError(f"generation_config: expected 'auto', 'vllm' or a folder with {path.name}, found {source!r}")
+    return _generation_defaults(read_json(path))
 
 
 def _rope(hf: dict[str, Any], max_positions: int) -> RopeConfig:

@@ -100,10 +100,10 @@ class SDPAAttention(PagedAttention):
         )  # [group, num_kv_heads, padded_len, head_dim]
         if (i, layer.sliding_window) not in self.masks:
             positions = torch.arange(keys.shape[2], device=self.device)
-            mask = positions < group.seq_lens
+            seen = positions < group.seq_lens
             if layer.sliding_window is not None:
-                mask &= positions >= group.seq_lens - layer.sliding_window
-            self.masks[i, layer.sliding_window] = mask[:, None, None, :]
+                seen &= positions >= group.seq_lens - layer.sliding_window
+            self.masks[i, layer.sliding_window] = seen[:, None, None, :]
         heads_per_kv = layer.num_heads // layer.num_kv_heads
         mask = self.masks[i, layer.sliding_window]
         assert mask is not None

@@ -66,6 +66,7 @@ def load_weights(model: CausalLM, path: Path, dtype: torch.dtype, device: torch.
             for part, part_name in zip(data.split(list(source.sizes)), source.names, strict=True):
                 part.copy_(tensors[part_name][:])
         setattr(model.get_submodule(module_name), leaf, nn.Parameter(data, requires_grad=False))
+    model.tie_weights()
 
 
 def _open_tensors(path: Path) -> dict:
@@ -88,7 +89,11 @@ def _check(model: CausalLM, sources: dict[str, Source], tensors: dict, path: Pat
         trailing = model.get_parameter(name).shape[1:]
         expected |= {part: [size, *trailing] for part, size in zip(source.names, source.sizes, strict=True)}
     # Some exporters write the tied head and the rotary buffer although both follow from the rest.
-    ignored = {n for n in tensors if n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and not model.lm_head)}
+    ignored = {
+        n
+        for n in tensors
+        if n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and model.config.tie_word_embeddings)
+    }
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys() - ignored)]
     for name in sorted(expected.keys() & tensors.keys()):

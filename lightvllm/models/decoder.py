@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightvllm.attention.base import Attention
@@ -68,7 +67,8 @@ class CausalLM(nn.Module):
             raise ValueError(f"config.json: hidden_act {config.hidden_act!r} is not supported, expected 'silu'")
         self.config = config
         self.model = Decoder(config, [self.attention_options(config, i) for i in range(config.num_layers)])
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, [config.vocab_size])
+        self.lm_head = Linear(config.hidden_size, [config.vocab_size])
+        self.tie_weights()
 
     @staticmethod
     def attention_options(config: ModelConfig, index: int) -> AttentionOptions:
@@ -93,9 +93,18 @@ class CausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden: [num_rows, hidden_size] -> [num_rows, vocab_size]"""
-        if self.lm_head is None:
-            return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)
+
+    def tie_weights(self) -> None:
+        """Make the head's weight the embedding's again, where the checkpoint says it is."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def pack(self) -> None:
+        """Make the linear layers ready for serving, see `Linear.pack`."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:

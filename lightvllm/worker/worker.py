@@ -27,8 +27,9 @@ class Worker:
         path = resolve_model(config.model, config.revision, config.hf_token)
         start = time.monotonic()
         model = load_model(path, model_config, self.dtype, self.device)
-        self.load_seconds = time.monotonic() - start
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        model.pack()
+        self.load_seconds = time.monotonic() - start
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         self.runner = ModelRunner(
             model,

@@ -1,0 +1,147 @@
+"""From the core's tokens to what a user reads: text, log-probabilities, reasons, times."""
+
+import time
+
+from lightvllm.engine.detokenizer import Detokenizer
+from lightvllm.engine.prompts import TokenizedPrompt
+from lightvllm.engine.request import CoreOutput
+from lightvllm.engine.step import TokenLogprobs
+from lightvllm.engine.tokenizer import Tokenizer
+from lightvllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from lightvllm.sampling_params import SamplingParams
+
+
+class Completion:
+    """One of a request's `n` completions, as it grows."""
+
+    def __init__(
+        self, index: int, prompt: TokenizedPrompt, params: SamplingParams, tokenizer: Tokenizer | None
+    ) -> None:
+        self.index = index
+        self.params = params
+        self.tokenizer = tokenizer if params.detokenize else None
+        self.detokenizer: Detokenizer | None = None
+        if self.tokenizer is not None:
+            self.detokenizer = Detokenizer(
+                self.tokenizer,
+                stop=params.stop or (),
+                include_stop_str_in_output=params.include_stop_str_in_output,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+                min_tokens=params.min_tokens,
+                prompt_token_ids=prompt.token_ids,
+            )
+        self.text: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
+        self.cumulative_logprob = 0.0
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+
+    def append(self, output: CoreOutput) -> bool:
+        """Take in a step's tokens. True if a stop string ended the completion, of which the core knows nothing."""
+        token_ids = output.new_token_ids
+        self.finish_reason = output.finish_reason
+        self.stop_reason = output.stop_reason if output.error is None else output.error
+        stopped = False
+        if self.detokenizer is not None:
+            # The token that ends a completion by its id is no part of the text, unless asked for.
+            hidden = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
+            before = self.detokenizer.num_tokens
+            stop = self.detokenizer.append(token_ids[:-1] if hidden else token_ids)
+            if stop is not None:
+                stopped = output.finish_reason is None
+                self.finish_reason, self.stop_reason = "stop", stop
+                token_ids = token_ids[: self.detokenizer.num_tokens - before]
+            text = self.detokenizer.next_text(self.finish_reason is not None)
+            if text:
+                self.text.append(text)
+        self.token_ids += token_ids
+        if self.logprobs is not None:
+            for entry in (output.logprobs or [])[: len(token_ids)]:
+                self.cumulative_logprob += entry.logprobs[0]
+                self.logprobs.append(named_logprobs(entry, self.tokenizer))
+        return stopped
+
+    def output(self) -> CompletionOutput:
+        """A snapshot."""
+        return CompletionOutput(
+            index=self.index,
+            text="".join(self.text),
+            token_ids=list(self.token_ids),
+            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
+            logprobs=None if self.logprobs is None else list(self.logprobs),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+class RequestState:
+    """A user's request: its completions, and what they share."""
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: TokenizedPrompt,
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        stream: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.params = params
+        self.tokenizer = tokenizer if params.detokenize else None
+        self.stream = stream
+        self.completions = [Completion(i, prompt, params, tokenizer) for i in range(params.n)]
+        self.num_unfinished = params.n
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = (
+            None if params.prompt_logprobs is None else [None]
+        )
+        self.num_cached_tokens: int | None = None
+        self.metrics = RequestMetrics(arrival_time=time.monotonic())
+
+    def append(self, index: int, output: CoreOutput) -> bool:
+        """Take in a step's output for one completion; see `Completion.append`."""
+        if index == 0:
+            if self.num_cached_tokens is None:
+                self.num_cached_tokens = output.num_cached_tokens
+            if self.prompt_logprobs is not None and output.prompt_logprobs:
+                self.prompt_logprobs += [named_logprobs(entry, self.tokenizer) for entry in output.prompt_logprobs]
+        completion = self.completions[index]
+        stopped = completion.append(output)
+        if output.new_token_ids:
+            now = time.monotonic()
+            if self.metrics.first_token_time is None:
+                self.metrics.first_token_time = now
+            self.metrics.last_token_time = now
+        if completion.finish_reason is not None:
+            self.num_unfinished -= 1
+            if self.num_unfinished == 0:
+                self.metrics.finished_time = time.monotonic()
+        return stopped
+
+    def output(self) -> RequestOutput:
+        """A snapshot."""
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt.text,
+            prompt_token_ids=self.prompt.token_ids,
+            prompt_logprobs=self.prompt_logprobs,
+            outputs=[completion.output() for completion in self.completions],
+            finished=self.num_unfinished == 0,
+            metrics=self.metrics,
+            num_cached_tokens=self.num_cached_tokens,
+        )
+
+
+def named_logprobs(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
+    """Token id -> its log-probability, rank and text: the chosen token first, then the most likely ones in order."""
+
+    def named(token_id: int, logprob: float, rank: int) -> Logprob:
+        return Logprob(logprob, rank, None if tokenizer is None else tokenizer.token_text(token_id))
+
+    likeliest = zip(entry.token_ids[1:], entry.logprobs[1:], strict=True)
+    result = {entry.token_ids[0]: named(entry.token_ids[0], entry.logprobs[0], entry.chosen_rank)}
+    for rank, (token_id, logprob) in enumerate(likeliest, start=1):
+        result.setdefault(token_id, named(token_id, logprob, rank))
+    return result

@@ -1,0 +1,45 @@
+"""One worker in this process."""
+
+import gc
+
+import torch
+
+from lightvllm.config import EngineConfig
+from lightvllm.engine.step import StepInput, StepOutput
+from lightvllm.model_config import ModelConfig
+from lightvllm.worker.kv_cache import KVCachePlan
+from lightvllm.worker.worker import Worker
+
+
+class LocalExecutor:
+    """See `lightvllm.executor.base.Executor`.
+
+    Raises:
+        ValueError: a checkpoint or a setting that does not work, in words.
+    """
+
+    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+        self._worker: Worker | None = Worker(config, model_config)
+
+    @property
+    def worker(self) -> Worker:
+        """The worker; it is gone after `shutdown`."""
+        if self._worker is None:
+            raise RuntimeError("the engine is closed")
+        return self._worker
+
+    @property
+    def plan(self) -> KVCachePlan:
+        """The size of the worker's KV cache."""
+        return self.worker.plan
+
+    def execute(self, step: StepInput) -> StepOutput:
+        """See `lightvllm.executor.base.Executor.execute`."""
+        return self.worker.execute(step)
+
+    def shutdown(self) -> None:
+        """Free weights and cache."""
+        self._worker = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
