@@ -1,9 +1,13 @@
 """What a user can set: one frozen dataclass, checked once, from which the command line's flags are made too."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lightvllm.sampling_params import refuse_unknown_arguments
+
+# The text-to-SQL model that ships with the package, used where no model is named.
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
 
 def _option(default: Any, text: str) -> Any:

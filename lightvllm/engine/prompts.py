@@ -35,7 +35,9 @@ class TokenizedPrompt:
 
 def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is one prompt, not a list of them."""
-    return isinstance(prompts, str | dict) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    if isinstance(prompts, list):
+        return bool(prompts) and isinstance(prompts[0], int)
+    return isinstance(prompts, str | dict)
 
 
 def _unwrap(prompt: Mapping[str, Any]) -> tuple[str | list[int], str | None]:
@@ -49,7 +51,7 @@ def _unwrap(prompt: Mapping[str, Any]) -> tuple[str | list[int], str | None]:
     salt = prompt.get("cache_salt")
     if salt is not None and not (isinstance(salt, str) and salt):
         raise ValueError(f"cache_salt: {salt!r} is not a non-empty string")
-    return prompt["prompt" if forms == ["prompt"] else "prompt_token_ids"], salt
+    return prompt[forms[0]], salt
 
 
 def tokenize_prompt(
