@@ -1,0 +1,71 @@
+"""The engine core: schedule a step, run it, take in its results; again."""
+
+from collections.abc import Iterable
+
+from lightvllm.engine.request import CoreOutput, Request
+from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.stats import EngineStats
+from lightvllm.executor.base import Executor
+
+
+class EngineCore:
+    """Turns requests into tokens, one step at a time. It knows no text, no tensors, and no threads.
+
+    It is a cache that can be thrown away: everything a request needs to go on elsewhere is in its tokens, which the
+    caller has.
+    """
+
+    def __init__(self, executor: Executor, config: SchedulerConfig) -> None:
+        self.executor = executor
+        self.scheduler = Scheduler(config)
+
+    def add_request(self, request: Request) -> None:
+        """Accept a request; its tokens come out of the next steps.
+
+        Raises:
+            ValueError: its id is in use, or it can never fit.
+        """
+        self.scheduler.add(request)
+
+    def abort(self, request_ids: Iterable[str]) -> list[CoreOutput]:
+        """End requests and free their blocks; returns one output for each that was not finished yet."""
+        return self.scheduler.abort(request_ids)
+
+    def step(self) -> list[CoreOutput]:
+        """Run one step; returns what each request got, where it got anything.
+
+        A failure ends the request that causes it and no other: when a step of several fails, nothing of it counts, and
+        the next steps run each of its requests alone until it has a token or fails.
+        """
+        step = self.scheduler.schedule()
+        if not step.request_ids:
+            assert not self.has_unfinished(), "requests are left, but none can be scheduled"
+            return []
+        try:
+            output = self.executor.execute(step)
+        except Exception as error:
+            return self.scheduler.fail(step, f"{type(error).__name__}: {error}")
+        except BaseException:  # the user's interrupt, say: no request is to blame, but the step may be half done
+            self.scheduler.forget(step)
+            raise
+        return self.scheduler.update(step, output)
+
+    def has_unfinished(self) -> bool:
+        """Whether any request is running or waiting."""
+        return bool(self.scheduler.requests)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes. Running requests are not disturbed."""
+        self.scheduler.reset_prefix_cache()
+
+    def stats(self) -> EngineStats:
+        """The figures of this moment."""
+        return self.scheduler.stats()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError, saying what is wrong, unless blocks, queues and requests agree."""
+        self.scheduler.check_integrity()
+
+    def shutdown(self) -> None:
+        """Shut the executor down."""
+        self.executor.shutdown()

@@ -1,0 +1,413 @@
+"""The scheduler: which tokens of which requests the next step computes.
+
+A request is a list of tokens of which the first few are in the KV cache. Each step has a budget of tokens, and the
+scheduler hands it out: to the running requests in their order, then to waiting ones that the free cache blocks can
+hold. There is no prefill and no decode here, only tokens that are not computed yet.
+
+When a running request needs a block and none is free, the last of the running requests gives its blocks up and waits
+again (preemption by recomputation). The first can always go on, as no request is accepted that the whole cache could
+not hold: so there is always progress.
+"""
+
+import dataclasses
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+from operator import attrgetter
+from typing import Literal
+
+from lightvllm.engine.block_pool import BlockPool
+from lightvllm.engine.prefix_cache import PrefixCache
+from lightvllm.engine.request import NEVER, CoreOutput, FinishReason, Request, RequestStatus
+from lightvllm.engine.stats import EngineStats
+from lightvllm.engine.step import NewRequest, StepInput, StepOutput
+
+_order = attrgetter("order")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """The scheduler's limits.
+
+    Attributes:
+        num_blocks: KV-cache blocks of `block_size` tokens.
+        max_model_len: the most tokens, prompt and output, of one request.
+        max_num_seqs: the most requests running at a time.
+        max_num_batched_tokens: the most tokens computed in one step.
+        policy: "fcfs" serves in the order of arrival, "priority" in that of priority, then arrival.
+        long_prefill_token_threshold: the most tokens of one request computed in one step; 0 is no limit.
+    """
+
+    num_blocks: int
+    max_model_len: int
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 4096
+    enable_prefix_caching: bool = True
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    long_prefill_token_threshold: int = 0
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "num_blocks": 1,
+            "max_model_len": 2,  # a prompt token and a generated one
+            "block_size": 1,
+            "max_num_seqs": 1,
+            "max_num_batched_tokens": 1,
+            "long_prefill_token_threshold": 0,
+        }
+        for name, bound in at_least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {bound}")
+        if self.policy not in ("fcfs", "priority"):
+            raise ValueError(f"policy is {self.policy!r}, but must be 'fcfs' or 'priority'")
+
+
+class Scheduler:
+    """Hands out the tokens of each step and takes in its results.
+
+    `schedule()` and `update()` (or, if the step failed, `fail()` or `forget()`) alternate; requests may be added and
+    aborted at any time between.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.prefix_cache = PrefixCache(config.block_size)
+        self.block_pool = BlockPool(config.num_blocks, self.prefix_cache)
+        self.num_preemptions = 0
+        self.requests: dict[str, Request] = {}  # all that are not finished
+        # Both in serving order. Taking from the front of a list only moves pointers: microseconds for thousands.
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []
+
+        self._arrivals = count()
+        self._token_limit = config.long_prefill_token_threshold or NEVER
+        self._dropped: dict[str, None] = {}  # the ids to tell the worker of in the next step, in order
+        self._no_room = False  # the first waiting request did not fit, and no block was freed since
+        self._suspects: deque[Request] = deque()  # of a failed step, each to be run alone
+        # Of the step in flight: its requests, in the order of the step, and the blocks each one made findable.
+        self._scheduled: list[Request] = []
+        self._registered: dict[Request, list[int]] = {}
+
+    def add(self, request: Request) -> None:
+        """Accept a request.
+
+        Raises:
+            ValueError: its id is in use, or it can never fit.
+        """
+        if request.request_id in self.requests:
+            raise ValueError(f"request_id is {request.request_id!r}, but a request of this id is not finished yet")
+        request.max_num_tokens = self._max_num_tokens(request)
+        priority = request.priority if self.config.policy == "priority" else 0
+        request.order = (priority, request.arrival_time, next(self._arrivals))
+        self.requests[request.request_id] = request
+        insort(self.waiting, request, key=_order)
+        self._no_room = False
+
+    def abort(self, request_ids: Iterable[str]) -> list[CoreOutput]:
+        """End requests and free their blocks. Ids that are not known, perhaps just finished, mean nothing."""
+        outputs = []
+        for request_id in request_ids:
+            request = self.requests.get(request_id)
+            if request is not None:
+                outputs.append(self._end(request, "abort"))
+        return outputs
+
+    def schedule(self) -> StepInput:
+        """Decide the next step. Empty only when no request is left."""
+        assert not self._scheduled, "the last step has neither been updated, failed nor forgotten"
+        step = StepInput()
+        while self._suspects and self._suspects[0].status is RequestStatus.FINISHED:
+            self._suspects.popleft()
+        if self._suspects:
+            self._schedule_alone(self._suspects[0], step)
+        else:
+            num_preemptions = self.num_preemptions
+            budget = self._hand_out(self.running, step, self.config.max_num_batched_tokens)
+            if self.num_preemptions == num_preemptions:
+                self._schedule_waiting(step, budget)
+        if step.request_ids:
+            step.dropped_request_ids = list(self._dropped)
+            self._dropped.clear()
+        return step
+
+    def update(self, step: StepInput, output: StepOutput) -> list[CoreOutput]:
+        """Take in the results of the step; returns what each request got, where it got anything."""
+        scheduled = self._scheduled
+        assert len(output.token_ids) == len(scheduled), f"{len(output.token_ids)} results of {len(scheduled)} requests"
+        outputs = self._end_failed(output.errors) if output.errors else []
+        any_finished = False
+        for request, num_tokens, sampled in zip(scheduled, step.num_scheduled_tokens, output.token_ids, strict=True):
+            if request.status is not RequestStatus.RUNNING:  # aborted, failed, or to be computed again
+                continue
+            num_computed_before = request.num_computed_tokens
+            num_computed = request.num_computed_tokens = num_computed_before + num_tokens
+            is_complete = num_computed == len(request.token_ids)
+            assert is_complete == bool(sampled), f"{request.request_id}: sampled {sampled} at token {num_computed}"
+
+            core_output = CoreOutput(request.request_id, request.append(sampled))
+            core_output.num_cached_tokens = request.num_cached_tokens
+            if output.logprobs and request.request_id in output.logprobs:
+                core_output.logprobs = output.logprobs[request.request_id][: len(core_output.new_token_ids)]
+            if output.prompt_logprobs and request.request_id in output.prompt_logprobs:
+                entries = output.prompt_logprobs[request.request_id]
+                core_output.prompt_logprobs = request.take_prompt_logprobs(entries, num_computed_before) or None
+            if request.finish_reason is not None:
+                any_finished = True
+                core_output.finish_reason = request.finish_reason
+                core_output.stop_reason = request.stop_reason
+                self._close(request)
+            if sampled or core_output.prompt_logprobs:
+                outputs.append(core_output)
+        if any_finished:
+            self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
+        if self._suspects and output.token_ids[0]:
+            self._suspects.popleft()  # it has run alone as far as there are tokens: it is not the culprit
+        self._scheduled = []
+        self._registered = {}
+        return outputs
+
+    def fail(self, step: StepInput, error: str) -> list[CoreOutput]:
+        """The step failed as a whole. A request that ran alone is ended; of several, each is tried alone next."""
+        scheduled = [request for request in self._scheduled if request.status is RequestStatus.RUNNING]
+        self.forget(step)
+        if len(step.request_ids) == 1:
+            return [self._end(request, "error", error) for request in scheduled]
+        self._suspects.extend(scheduled)
+        return []
+
+    def forget(self, step: StepInput) -> None:
+        """Nothing is known of the outcome of the step: compute its tokens again, and cache nothing of it.
+
+        Its requests go back to the waiting ones, so that the worker is told all about them once more.
+        """
+        # Whether the worker took note of the dropped ones is not known either.
+        self._dropped = dict.fromkeys([*step.dropped_request_ids, *self._dropped])
+        self._recompute(self._scheduled)
+        self._scheduled = []
+        self._registered = {}
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes. Running requests are not disturbed."""
+        self.block_pool.uncache_all()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            num_blocks=self.block_pool.num_blocks,
+            num_used_blocks=self.block_pool.num_used,
+            peak_num_used_blocks=self.block_pool.peak_num_used,
+            prefix_cache_queries=self.prefix_cache.num_query_tokens,
+            prefix_cache_hits=self.prefix_cache.num_hit_tokens,
+            num_preemptions=self.num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError, saying what is wrong, unless blocks, queues and requests agree."""
+        self.block_pool.check_integrity(self.requests.values())
+        queued = [request.request_id for request in [*self.running, *self.waiting]]
+        assert sorted(queued) == sorted(self.requests), f"queued are {queued}, known are {list(self.requests)}"
+        for queue in (self.running, self.waiting):
+            assert queue == sorted(queue, key=_order), f"out of order: {[request.request_id for request in queue]}"
+        for request in self.requests.values():
+            is_running = request in self.running
+            assert is_running == (request.status is RequestStatus.RUNNING), f"{request.request_id}: {request.status}"
+            num_slots = len(request.block_ids) * self.config.block_size
+            assert request.num_computed_tokens <= num_slots, f"{request.request_id}: tokens without blocks"
+            assert is_running or not request.block_ids, f"{request.request_id} waits, but owns blocks"
+
+    def _max_num_tokens(self, request: Request) -> int:
+        """The length at which the request ends; refuses one that would not fit until then."""
+        config, params = self.config, request.sampling_params
+        name, num_prompt_tokens = f"request {request.request_id!r}", request.num_prompt_tokens
+        if num_prompt_tokens + 1 > config.max_model_len:
+            raise ValueError(
+                f"the prompt of {name} has {num_prompt_tokens} tokens, but must have at most "
+                f"{config.max_model_len - 1}: max_model_len is {config.max_model_len}, one token at least is generated"
+            )
+        # The last token generated is never computed, so it needs no room in the cache.
+        capacity = config.num_blocks * config.block_size + 1
+        if params.max_tokens is None:
+            longest, wish = num_prompt_tokens + 1, "one token to generate"
+            max_num_tokens = min(config.max_model_len, capacity)
+        else:
+            longest = max_num_tokens = min(config.max_model_len, num_prompt_tokens + params.max_tokens)
+            wish = f"max_tokens={params.max_tokens}"
+        if longest > capacity:
+            raise ValueError(
+                f"{name} needs {-(-(longest - 1) // config.block_size)} KV-cache blocks of {config.block_size} tokens "
+                f"for {num_prompt_tokens} prompt tokens and {wish}, but the cache has {config.num_blocks}: shorten "
+                "the prompt, lower max_tokens, or give the KV cache more memory"
+            )
+        if len(request.token_ids) >= max_num_tokens:
+            raise ValueError(
+                f"output_token_ids of {name} has {request.num_output_tokens} tokens, but must leave at least one "
+                f"to generate: it ends with {max_num_tokens - num_prompt_tokens}"
+            )
+        return max_num_tokens
+
+    def _schedule_waiting(self, step: StepInput, budget: int) -> None:
+        while self.waiting and budget and len(self.running) < self.config.max_num_seqs and not self._no_room:
+            request = self.waiting[0]
+            if self._admit(request, step):
+                budget = self._hand_out([request], step, budget)
+            else:
+                self._no_room = True
+
+    def _schedule_alone(self, request: Request, step: StepInput) -> None:
+        """Run one request and no other, even if that takes the blocks of others."""
+        while request.status is not RequestStatus.RUNNING and not self._admit(request, step):
+            self._preempt_last()
+        self._hand_out([request], step, self.config.max_num_batched_tokens)
+
+    def _hand_out(self, requests: list[Request], step: StepInput, budget: int) -> int:
+        """Give each request its uncomputed tokens in turn, while the budget lasts; returns what is left of it.
+
+        This loop runs for every request in every step: it does nothing that an unfinished block does not need.
+        """
+        block_size, token_limit = self.config.block_size, self._token_limit
+        # Preemption shortens `self.running` from its end, behind the request at hand, or by it: then the loop ends.
+        for request in requests:
+            num_computed = request.num_computed_tokens
+            num_tokens = len(request.token_ids) - num_computed
+            if num_tokens > token_limit:
+                num_tokens = token_limit
+            if num_tokens > budget:
+                num_tokens = budget
+            end = num_computed + num_tokens
+            if end > len(request.block_ids) * block_size and not self._grow(request, end, step):
+                break
+            if end >= request.next_block_end:
+                # Already now, so that requests admitted in this same step share the blocks.
+                self._registered[request] = self.prefix_cache.register(request, end)
+            self._scheduled.append(request)
+            step.request_ids.append(request.request_id)
+            step.num_scheduled_tokens.append(num_tokens)
+            budget -= num_tokens
+            if not budget:
+                break
+        return budget
+
+    def _grow(self, request: Request, num_tokens: int, step: StepInput) -> bool:
+        """Give a running request blocks for its first `num_tokens` tokens; False if that took its own place."""
+        num_new = -(-num_tokens // self.config.block_size) - len(request.block_ids)
+        while num_new > self.block_pool.num_free:
+            if self._preempt_last() is request:
+                return False
+        new_block_ids = self.block_pool.allocate(num_new)
+        request.block_ids += new_block_ids
+        step.new_block_ids[request.request_id] = new_block_ids
+        return True
+
+    def _admit(self, request: Request, step: StepInput) -> bool:
+        """Make a waiting request a running one, if the free blocks hold all its tokens.
+
+        It gets blocks for all of them at once, though the budget may give it only some in this step: so the rest of
+        its prompt never waits for room that went to others.
+        """
+        hits = self.prefix_cache.match(request) if self.config.enable_prefix_caching else []
+        hit_ids = [block.block_id for block in hits]
+        num_new = -(-len(request.token_ids) // self.config.block_size) - len(hit_ids)
+        if num_new > self.block_pool.num_free - self.block_pool.num_idle(hit_ids):
+            return False
+        self.block_pool.touch(hit_ids)
+        request.block_ids = hit_ids + self.block_pool.allocate(num_new)
+        request.num_computed_tokens = len(hit_ids) * self.config.block_size
+        if self.config.enable_prefix_caching:
+            self.prefix_cache.follow(request, hits)
+            if request.status is RequestStatus.WAITING and request.sampling_params.prompt_logprobs is None:
+                self.prefix_cache.record(len(request.token_ids), request.num_computed_tokens)
+        if request.status is RequestStatus.WAITING:
+            request.num_cached_tokens = request.num_computed_tokens
+        self._remove_from_queue(request)
+        request.status = RequestStatus.RUNNING
+        insort(self.running, request, key=_order)
+        step.new_requests.append(
+            NewRequest(
+                request_id=request.request_id,
+                token_ids=request.token_ids.copy(),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_computed_tokens=request.num_computed_tokens,
+                block_ids=request.block_ids.copy(),
+                sampling_params=request.sampling_params,
+                seed=request.seed,
+                stop_token_ids=sorted(request.stop_token_ids),
+            )
+        )
+        return True
+
+    def _preempt_last(self) -> Request:
+        """Take the blocks of the last running request."""
+        request = self.running[-1]
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._put_back(request)
+        return request
+
+    def _put_back(self, request: Request) -> None:
+        """Make a running request wait again. Its order puts it before those that came later."""
+        self._remove_from_queue(request)
+        self._release(request)
+        request.status = RequestStatus.PREEMPTED
+        insort(self.waiting, request, key=_order)
+
+    def _release(self, request: Request) -> None:
+        """Take the blocks of a running request, and have the worker forget it."""
+        self.block_pool.free(request.block_ids)
+        request.block_ids = []
+        request.num_computed_tokens = 0
+        self._dropped[request.request_id] = None
+        self._no_room = False
+
+    def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> CoreOutput:
+        """End a request before its time."""
+        self._remove_from_queue(request)
+        request.finish_reason = reason
+        self._close(request)
+        num_cached_tokens = request.num_cached_tokens
+        return CoreOutput(
+            request.request_id, [], finish_reason=reason, num_cached_tokens=num_cached_tokens, error=error
+        )
+
+    def _close(self, request: Request) -> None:
+        """Free what a finished request holds; it may still stand in its queue."""
+        if request.status is RequestStatus.RUNNING:
+            self._release(request)
+        request.status = RequestStatus.FINISHED
+        self._no_room = False
+        del self.requests[request.request_id]
+
+    def _remove_from_queue(self, request: Request) -> None:
+        queue = self.running if request.status is RequestStatus.RUNNING else self.waiting
+        index = bisect_left(queue, request.order, key=_order)
+        assert queue[index] is request
+        del queue[index]
+
+    def _end_failed(self, errors: dict[str, str]) -> list[CoreOutput]:
+        """End the requests that failed on their own in the step in flight."""
+        failed = [
+            request
+            for request in self._scheduled
+            if request.request_id in errors and request.status is RequestStatus.RUNNING
+        ]
+        self._recompute(failed)
+        return [self._end(request, "error", errors[request.request_id]) for request in failed]
+
+    def _recompute(self, failed: list[Request]) -> None:
+        """Put back these requests of the step in flight, and those that read in it what these were to write."""
+        distrusted = set(failed)
+        bad_blocks: set[int] = set()
+        # A block is read only by requests that come later in the step than the one that fills it.
+        for request in self._scheduled:
+            is_aborted = request.status is not RequestStatus.RUNNING  # its blocks are gone: it may have been a reader
+            if is_aborted or request in distrusted or not bad_blocks.isdisjoint(request.block_ids):
+                distrusted.add(request)
+                bad_blocks.update(self._registered.get(request, ()))
+        for block_id in bad_blocks:
+            if block_id in self.prefix_cache:
+                self.block_pool.uncache(block_id)
+        for request in self._scheduled:
+            if request in distrusted and request.status is RequestStatus.RUNNING:
+                self._put_back(request)

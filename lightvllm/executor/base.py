@@ -1,0 +1,26 @@
+"""How the engine reaches its workers: one call per step."""
+
+from typing import Protocol
+
+from lightvllm.engine.step import StepInput, StepOutput
+
+
+class Executor(Protocol):
+    """One worker in this process, or many anywhere: the engine does not know.
+
+    In every layer of a step, all keys and values are written before any are read: a request may share a cache block
+    that another one fills in the same step.
+    """
+
+    def execute(self, step: StepInput) -> StepOutput:
+        """Run one step, and return once its tokens are sampled.
+
+        What goes wrong with one request belongs into `StepOutput.errors`. An exception makes the engine forget the
+        whole step: next it drops the step's requests again, whether or not the worker came to know them, so ids in
+        `dropped_request_ids` that a worker does not know mean nothing.
+        """
+        ...
+
+    def shutdown(self) -> None:
+        """Free everything. Nothing is called afterwards."""
+        ...
