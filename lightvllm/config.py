@@ -44,7 +44,7 @@ class EngineConfig:
     max_logprobs: int = _option(20, "most log-probabilities a request may ask for per token; -1: no limit")
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
-    attention_backend: Literal["auto", "sdpa", "reference"] = _option("auto", "attention implementation")
+    attention_backend: Literal["auto", "kernel", "sdpa", "reference"] = _option("auto", "attention implementation")
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):

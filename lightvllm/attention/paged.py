@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightvllm import kernels
 from lightvllm.attention.base import AttentionLayer
 
 
@@ -56,20 +57,9 @@ class PagedAttention(ABC):
     def attend(self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `lightvllm.attention.base.Attention.attend`."""
         cache = self.cache[layer.index]
-        cache.key.flatten(0, 1)[self.slots] = key
-        cache.value.flatten(0, 1)[self.slots] = value
+        kernels.write_kv(key, value, cache.key, cache.value, self.slots)
         return self._attend(layer, cache, query, key, value).flatten(1)
 
     @abstractmethod
     def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[num_tokens, num_heads, head_dim] -> the same shape; keys and values are in the cache already."""
-
-
-def visible(query_len: int, seq_len: int, sliding_window: int | None, device: torch.device) -> Tensor:
-    """Which keys each of a request's last `query_len` tokens may see: [query_len, seq_len] bool."""
-    positions = torch.arange(seq_len - query_len, seq_len, device=device).unsqueeze(1)
-    keys = torch.arange(seq_len, device=device)
-    mask = keys <= positions
-    if sliding_window is not None:
-        mask &= keys > positions - sliding_window
-    return mask

@@ -1,6 +1,6 @@
 """Paged attention through PyTorch's own kernel, scaled_dot_product_attention.
 
-Reference twin: `lightvllm.attention.reference`; test: tests/attention/test_backends.py.
+Reference twin: `lightvllm.kernels.reference.paged_attention`; test: tests/attention/test_backends.py.
 
 PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first. What the step's
 requests need is worked out once for all layers: requests with one token (decodes) go through in groups of like length,
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightvllm.attention.base import AttentionLayer
-from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch, visible
+from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
+from lightvllm.kernels.reference import visible
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class SDPAAttention(PagedAttention):
         is_causal = chunk.blocks is None and (layer.sliding_window is None or chunk.seq_len <= layer.sliding_window)
         if (i, layer.sliding_window) not in self.masks:
             self.masks[i, layer.sliding_window] = (
-                None if is_causal else visible(len(query), chunk.seq_len, layer.sliding_window, self.device)
+                None if is_causal else visible(len(query), chunk.seq_len, layer.sliding_window or 0, self.device)
             )
         output = F.scaled_dot_product_attention(
             query.transpose(0, 1).unsqueeze(0),

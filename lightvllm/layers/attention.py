@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightvllm import kernels
 from lightvllm.attention.base import Attention, AttentionLayer
 from lightvllm.layers.linear import Linear
 from lightvllm.layers.norm import RMSNorm
-from lightvllm.layers.rotary import apply_rotary
 from lightvllm.model_config import ModelConfig
 
 
@@ -37,11 +37,11 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps) if options.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        """x: [num_tokens, hidden_size]; cos, sin: [num_tokens, 1, head_dim] -> the shape of x"""
+        """x: [num_tokens, hidden_size]; cos, sin: [num_tokens, 1, head_dim] float32 -> the shape of x"""
         query, key, value = (
             part.unflatten(-1, (-1, self.layer.head_dim)) for part in self.qkv_proj(x).split(self.split, dim=-1)
         )  # [num_tokens, heads, head_dim]
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        query, key = kernels.rotary(query, cos, sin), kernels.rotary(key, cos, sin)
         return self.o_proj(attention.attend(self.layer, query, key, value))

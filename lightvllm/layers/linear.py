@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# oneDNN's float32 products take other routes below this many rows, which round differently. More rows, the same route:
-# so a token's result does not depend on how many others run beside it.
-MIN_FLOAT32_ROWS = 4
+# With fewer rows oneDNN takes other routes for some shapes, which round differently. More rows, the same route: so a
+# token's result does not depend on how many others run beside it.
+MIN_ROWS = 4
 
 
 class Linear(nn.Module):
@@ -42,8 +42,8 @@ class Linear(nn.Module):
             assert self.weight is not None
             return F.linear(x, self.weight, self.bias)
         rows = len(x)
-        if x.dtype == torch.float32 and rows < MIN_FLOAT32_ROWS:
-            x = F.pad(x, (0, 0, 0, MIN_FLOAT32_ROWS - rows))
+        if rows < MIN_ROWS:
+            x = F.pad(x, (0, 0, 0, MIN_ROWS - rows))
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")[:rows]
 
 

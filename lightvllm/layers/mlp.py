@@ -1,8 +1,8 @@
 """The gated feed-forward block of Llama and its kin (SwiGLU, Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightvllm import kernels
 from lightvllm.layers.linear import Linear
 
 
@@ -16,5 +16,4 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(kernels.silu_and_mul(self.gate_up_proj(x)))

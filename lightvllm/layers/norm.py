@@ -1,8 +1,9 @@
 """Root-mean-square layer norm (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightvllm import kernels
 
 
 class RMSNorm(nn.Module):
@@ -14,5 +15,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., size] -> the same shape and type."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        """x: [num_tokens, size] or [num_tokens, num_heads, size] -> the same shape and type."""
+        return kernels.rms_norm(x, self.weight, self.eps)

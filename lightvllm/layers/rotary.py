@@ -8,15 +8,6 @@ from torch import Tensor, nn
 from lightvllm.model_config import RopeConfig
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each head: the first half of its dimensions against the second (the layout of Hugging Face checkpoints).
-
-    x: [num_tokens, num_heads, head_dim]; cos, sin: [num_tokens, 1, head_dim] -> the shape of x
-    """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 class RotaryEmbedding(nn.Module):
     """Cosines and sines of each token's position, computed once a step for all layers.
 
@@ -34,9 +25,9 @@ class RotaryEmbedding(nn.Module):
         with torch.device("cpu"):
             self.inv_freq, self.magnitude = _inverse_frequencies(config, head_dim)  # [head_dim / 2]
 
-    def forward(self, positions: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """positions: [num_tokens]; lengths: [num_tokens], the sequence length each token was computed at (only read by
-        "dynamic"; None is the longest position) -> cos, sin: [num_tokens, 1, head_dim]
+        "dynamic"; None is the longest position) -> cos, sin: [num_tokens, 1, head_dim] float32
         """
         if self.inv_freq.device != positions.device:
             self.inv_freq = self.inv_freq.to(positions.device)
@@ -47,7 +38,7 @@ class RotaryEmbedding(nn.Module):
             inv_freq = self.inv_freq
         angles = positions.float().unsqueeze(-1) * inv_freq
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-        return (angles.cos() * self.magnitude).to(dtype), (angles.sin() * self.magnitude).to(dtype)
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
     def _dynamic_inverse_frequencies(self, lengths: Tensor) -> Tensor:
         """NTK-aware scaling that grows with the sequence: [num_tokens] -> [num_tokens, head_dim / 2]"""

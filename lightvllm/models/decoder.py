@@ -43,7 +43,7 @@ class Decoder(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, lengths: Tensor | None) -> Tensor:
         """token_ids, positions, lengths: [num_tokens] -> [num_tokens, hidden_size]"""
         x = self.embed_tokens(token_ids)
-        cos, sin = self.rotary(positions, lengths, x.dtype)
+        cos, sin = self.rotary(positions, lengths)
         for layer in self.layers:
             x = layer(x, cos, sin, attention)
         return self.norm(x)

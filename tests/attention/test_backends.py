@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lightvllm.attention.base import AttentionLayer
+from lightvllm.attention.kernel import KernelAttention, ReferenceAttention
 from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
-from lightvllm.attention.reference import ReferenceAttention
 from lightvllm.attention.sdpa import SDPAAttention
 
 BLOCK_SIZE = 4
@@ -27,7 +27,7 @@ def random_batch(rng: np.random.Generator, num_requests: int) -> tuple[PagedBatc
     return PagedBatch(query_lens, seq_lens, block_table, np.concatenate(slots)), int(num_blocks.sum())
 
 
-@pytest.mark.parametrize("backend", [SDPAAttention])
+@pytest.mark.parametrize("backend", [KernelAttention, SDPAAttention])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("sliding_window", [None, 1, 6])

@@ -1,0 +1,69 @@
+"""The engine's ops: `torch.ops.lightvllm.*`, one schema each, with a reference in plain PyTorch and fast twins.
+
+The schemas are declared here, and the reference serves every device; the compiled library, where it was built, brings
+its twins for the CPU, and PyTorch's dispatcher picks. Layers call the functions below, which take the differentiable
+reference while gradients are wanted.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightvllm.kernels import reference
+
+logger = logging.getLogger(__name__)
+
+SCHEMAS = {
+    "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
+    "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",
+    "silu_and_mul": "(Tensor x) -> Tensor",
+    "write_kv": "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()",
+    "paged_attention": "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens, "
+    "Tensor seq_lens, float scale, int sliding_window) -> Tensor",
+}
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("lightvllm", "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+        library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    return library
+
+
+def _load_compiled() -> bool:
+    """Load the CPU twins; without them the reference runs, and says so."""
+    built = sorted(Path(__file__).parent.glob("_cpu*.so"))
+    try:
+        for path in built:
+            torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        logger.warning("the compiled CPU kernels do not load, the reference ops run instead: %s", error)
+        return False
+    if not built:
+        logger.warning("the compiled CPU kernels were not built, the slower reference ops run instead")
+    return bool(built)
+
+
+_LIBRARY = _register()  # the registration lasts as long as this object
+COMPILED = _load_compiled()
+
+
+def _op(name: str) -> Callable:
+    differentiable, op = getattr(reference, name), getattr(torch.ops.lightvllm, name).default
+
+    def call(*arguments: object) -> Tensor:
+        return (differentiable if torch.is_grad_enabled() else op)(*arguments)
+
+    call.__doc__ = differentiable.__doc__
+    return call
+
+
+rms_norm = _op("rms_norm")
+rotary = _op("rotary")
+silu_and_mul = _op("silu_and_mul")
+write_kv = _op("write_kv")
+paged_attention = _op("paged_attention")

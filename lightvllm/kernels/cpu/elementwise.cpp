@@ -1,0 +1,155 @@
+// RMSNorm, rotary embedding, SiLU-and-multiply, and the write into the KV cache.
+// Reference twins: lightvllm/kernels/reference.py; test: tests/kernels/test_ops.py.
+#include "common.h"
+
+namespace lightvllm {
+
+// ---- rms_norm -------------------------------------------------------------------------------------------------------
+
+template <class T>
+LIGHTVLLM_INLINE void rms_norm_row(T* out, const T* x, const T* weight, int64_t size, float eps) {
+  f32x16 squares = {};
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) {
+    f32x16 v = load(x + i);
+    squares += v * v;
+  }
+  float total = sum(squares);
+  for (int64_t j = i; j < size; j++) total += to_float(x[j]) * to_float(x[j]);
+  float scale = 1.0f / __builtin_sqrtf(total / size + eps);
+  for (i = 0; i + LANES <= size; i += LANES) store(out + i, load(x + i) * scale * load(weight + i));
+  for (; i < size; i++) store_one(out + i, to_float(x[i]) * scale * to_float(weight[i]));
+}
+
+// x: [tokens, heads, size] with the given strides; out: the same, contiguous. Rows are (token, head) pairs.
+#define RMS_NORM_ROWS(T)                                                                                              \
+  LIGHTVLLM_KERNEL void rms_norm_rows(T* out, const T* x, const T* weight, int64_t heads, int64_t size,               \
+                                      int64_t token_stride, int64_t head_stride, float eps, int64_t begin, int64_t end) { \
+    for (int64_t row = begin; row < end; row++)                                                                       \
+      rms_norm_row(out + row * size, x + row / heads * token_stride + row % heads * head_stride, weight, size, eps);  \
+  }
+RMS_NORM_ROWS(float)
+RMS_NORM_ROWS(bf16)
+
+Tensor rms_norm(Tensor x, Tensor weight, double eps) {
+  int64_t dims = x.dim(), size = x.size(dims - 1);
+  STD_TORCH_CHECK(dims == 2 || dims == 3, "rms_norm: expected [tokens, size] or [tokens, heads, size]");
+  STD_TORCH_CHECK(x.stride(dims - 1) == 1 && weight.is_contiguous(), "rms_norm: the last dimension must be contiguous");
+  STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "rms_norm: x and weight must have one type");
+  int64_t heads = dims == 3 ? x.size(1) : 1, head_stride = dims == 3 ? x.stride(1) : 0;
+  Tensor out = torch::stable::new_empty(x, x.sizes());
+  for_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+      rms_norm_rows(data<T>(out), data<T>(x), data<T>(weight), heads, size, x.stride(0), head_stride, eps, begin, end);
+    });
+  });
+  return out;
+}
+
+// ---- rotary ---------------------------------------------------------------------------------------------------------
+
+template <class T>
+LIGHTVLLM_INLINE void rotate(T* out, const T* x, const float* cos, const float* sin, int64_t half) {
+  int64_t i = 0;
+  for (; i + LANES <= half; i += LANES) {
+    f32x16 a = load(x + i), b = load(x + half + i);
+    store(out + i, a * load(cos + i) - b * load(sin + i));
+    store(out + half + i, b * load(cos + half + i) + a * load(sin + half + i));
+  }
+  for (; i < half; i++) {
+    float a = to_float(x[i]), b = to_float(x[half + i]);
+    store_one(out + i, a * cos[i] - b * sin[i]);
+    store_one(out + half + i, b * cos[half + i] + a * sin[half + i]);
+  }
+}
+
+#define ROTARY_ROWS(T)                                                                                                 \
+  LIGHTVLLM_KERNEL void rotary_rows(T* out, const T* x, const float* cos, const float* sin, int64_t heads,             \
+                                    int64_t size, int64_t token_stride, int64_t head_stride, int64_t begin,            \
+                                    int64_t end) {                                                                     \
+    for (int64_t row = begin; row < end; row++) {                                                                      \
+      int64_t token = row / heads;                                                                                     \
+      rotate(out + row * size, x + token * token_stride + row % heads * head_stride, cos + token * size,               \
+             sin + token * size, size / 2);                                                                            \
+    }                                                                                                                  \
+  }
+ROTARY_ROWS(float)
+ROTARY_ROWS(bf16)
+
+Tensor rotary(Tensor x, Tensor cos, Tensor sin) {
+  STD_TORCH_CHECK(x.dim() == 3 && x.stride(2) == 1, "rotary: expected [tokens, heads, head_dim], the last contiguous");
+  STD_TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous(), "rotary: cos and sin must be contiguous");
+  int64_t heads = x.size(1), size = x.size(2);
+  Tensor out = torch::stable::new_empty(x, x.sizes());
+  for_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+      rotary_rows(data<T>(out), data<T>(x), data<float>(cos), data<float>(sin), heads, size, x.stride(0), x.stride(1),
+                  begin, end);
+    });
+  });
+  return out;
+}
+
+// ---- silu_and_mul ---------------------------------------------------------------------------------------------------
+
+template <class T>
+LIGHTVLLM_INLINE void silu_and_mul_row(T* out, const T* x, int64_t size) {
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) {
+    f32x16 gate = load(x + i);
+    store(out + i, gate / (1.0f + exp(-gate)) * load(x + size + i));
+  }
+  for (; i < size; i++) {
+    float gate = to_float(x[i]);
+    store_one(out + i, gate / (1.0f + exp(splat(-gate))[0]) * to_float(x[size + i]));
+  }
+}
+
+#define SILU_AND_MUL_ROWS(T)                                                                               \
+  LIGHTVLLM_KERNEL void silu_and_mul_rows(T* out, const T* x, int64_t size, int64_t begin, int64_t end) { \
+    for (int64_t row = begin; row < end; row++) silu_and_mul_row(out + row * size, x + row * 2 * size, size); \
+  }
+SILU_AND_MUL_ROWS(float)
+SILU_AND_MUL_ROWS(bf16)
+
+Tensor silu_and_mul(Tensor x) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "silu_and_mul: expected a contiguous [tokens, 2 * size]");
+  int64_t size = x.size(1) / 2;
+  Tensor out = torch::stable::new_empty(x, {x.size(0), size});
+  for_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    torch::stable::parallel_for(0, x.size(0), 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+      silu_and_mul_rows(data<T>(out), data<T>(x), size, begin, end);
+    });
+  });
+  return out;
+}
+
+// ---- write_kv -------------------------------------------------------------------------------------------------------
+
+void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Tensor slots) {
+  int64_t bytes = key.size(1) * key.size(2) * key.element_size();
+  STD_TORCH_CHECK(key.stride(2) == 1 && key.stride(1) == key.size(2), "write_kv: a token's heads must be contiguous");
+  STD_TORCH_CHECK(value.stride(2) == 1 && value.stride(1) == value.size(2), "write_kv: a token's heads must be contiguous");
+  STD_TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous(), "write_kv: the cache must be contiguous");
+  STD_TORCH_CHECK(key.scalar_type() == key_cache.scalar_type(), "write_kv: keys and cache must have one type");
+  const int64_t* slot = data<int64_t>(slots);
+  int64_t key_stride = key.stride(0) * key.element_size(), value_stride = value.stride(0) * value.element_size();
+  torch::stable::parallel_for(0, key.size(0), 1 + 65536 / bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      std::memcpy(data<char>(key_cache) + slot[i] * bytes, data<char>(key) + i * key_stride, bytes);
+      std::memcpy(data<char>(value_cache) + slot[i] * bytes, data<char>(value) + i * value_stride, bytes);
+    }
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
+  m.impl("rms_norm", TORCH_BOX(&rms_norm));
+  m.impl("rotary", TORCH_BOX(&rotary));
+  m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
+  m.impl("write_kv", TORCH_BOX(&write_kv));
+}
+
+}  // namespace lightvllm

@@ -1,0 +1,84 @@
+"""The ops in plain PyTorch: what each computes, in float32, rounded once. The oracle of their fast twins."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight.
+
+    x: [num_tokens, size] or [num_tokens, num_heads, size]; weight: [size] -> the shape of x
+    """
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each head: the first half of its dimensions against the second (the layout of Hugging Face checkpoints).
+
+    x: [num_tokens, num_heads, head_dim]; cos, sin: [num_tokens, 1, head_dim] float32 -> the shape of x
+    """
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up, where x is [gate, up]: [num_tokens, 2 * size] -> [num_tokens, size]"""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def write_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """Put each token's key and value into its slot of the cache.
+
+    key, value: [num_tokens, num_kv_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim];
+    slots: [num_tokens] int64, block * block_size + offset
+    """
+    key_cache.flatten(0, 1)[slots] = key
+    value_cache.flatten(0, 1)[slots] = value
+
+
+def visible(query_len: int, seq_len: int, sliding_window: int, device: torch.device) -> Tensor:
+    """Which keys a request's last `query_len` tokens may see, [query_len, seq_len] bool; a window of 0 is none."""
+    positions = torch.arange(seq_len - query_len, seq_len, device=device).unsqueeze(1)
+    keys = torch.arange(seq_len, device=device)
+    mask = keys <= positions
+    return mask & (keys > positions - sliding_window) if sliding_window else mask
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    query_lens: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    sliding_window: int,
+) -> Tensor:
+    """Causal attention of each request's last tokens over its cached keys and values, one request after the other.
+
+    Args:
+        query: [num_tokens, num_heads, head_dim], the requests' tokens end to end.
+        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim]
+        block_table: [num_requests, max_blocks] int32
+        query_lens, seq_lens: [num_requests] int64, tokens of each request in `query`, and in the cache.
+        sliding_window: a token sees itself and so many less one before it; 0 for all.
+
+    Returns:
+        [num_tokens, num_heads, head_dim]
+    """
+    outputs = []
+    block_size, num_kv_heads = key_cache.shape[1:3]
+    queries = query.split(query_lens.tolist())
+    for queries_of_one, blocks, seq_len in zip(queries, block_table, seq_lens.tolist(), strict=True):
+        blocks = blocks[: -(-seq_len // block_size)].long()
+        keys, values = (
+            x[blocks].flatten(0, 1)[:seq_len].repeat_interleave(query.shape[1] // num_kv_heads, dim=1).float()
+            for x in (key_cache, value_cache)
+        )  # [seq_len, num_heads, head_dim]
+        scores = torch.einsum("qhd,khd->hqk", queries_of_one.float(), keys) * scale
+        hidden = ~visible(len(queries_of_one), seq_len, sliding_window, query.device)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, values).to(query.dtype))
+    return torch.cat(outputs)

@@ -1,0 +1,26 @@
+"""Builds the CPU kernels. Without a compiler, or without torch to build against, the package installs without them."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    setup()
+else:
+    setup(
+        ext_modules=[
+            CppExtension(
+                "lightvllm.kernels._cpu",
+                sorted(str(path) for path in Path("lightvllm/kernels/cpu").glob("*.cpp")),
+                depends=["lightvllm/kernels/cpu/common.h"],
+                extra_compile_args=["-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi"],
+                define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
+                py_limited_api=True,
+                optional=True,
+            )
+        ],
+        cmdclass={"build_ext": BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

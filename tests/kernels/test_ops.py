@@ -1,0 +1,146 @@
+"""Each compiled op against its reference: types, odd sizes, strides, empty batches, extreme values; and invariance."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightvllm import kernels
+from lightvllm.kernels import reference
+
+pytestmark = pytest.mark.skipif(not kernels.COMPILED, reason="the CPU kernels were not built")
+
+TYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = 2e-6 if actual.dtype == torch.float32 else 1e-2
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [1, 8, 15, 16, 17, 64, 100, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+def test_rms_norm(dtype: torch.dtype, size: int, rows: int) -> None:
+    x, weight = torch.randn(rows, size).to(dtype), torch.randn(size).to(dtype)
+    assert_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e15])
+def test_rms_norm_of_extreme_rows(scale: float) -> None:
+    x, weight = torch.randn(4, 48) * scale, torch.randn(48)
+    assert_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("head_dim", [2, 8, 30, 32, 64, 128])
+def test_norm_and_rotary_of_strided_heads(dtype: torch.dtype, head_dim: int) -> None:
+    """Queries and keys are slices of one product: neither tokens nor heads need be adjacent."""
+    qkv = torch.randn(9, 5 * head_dim).to(dtype)
+    query = qkv[:, head_dim : 4 * head_dim].unflatten(-1, (3, head_dim))
+    weight = torch.randn(head_dim).to(dtype)
+    assert_close(kernels.rms_norm(query, weight, 1e-5), reference.rms_norm(query, weight, 1e-5))
+    angles = torch.randn(9, 1, head_dim)
+    cos, sin = angles.cos(), angles.sin()
+    assert_close(kernels.rotary(query, cos, sin), reference.rotary(query, cos, sin))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [1, 16, 33, 96, 3072])
+def test_silu_and_mul(dtype: torch.dtype, size: int) -> None:
+    x = (torch.randn(7, 2 * size) * 4).to(dtype)
+    assert_close(kernels.silu_and_mul(x), reference.silu_and_mul(x))
+
+
+def test_silu_and_mul_of_extreme_values() -> None:
+    gate = torch.tensor([-1e30, -200.0, -88.0, -20.0, -0.0, 0.0, 20.0, 88.0, 200.0, 1e30]).repeat(2)
+    x = torch.cat((gate, torch.ones_like(gate))).unsqueeze(0)
+    torch.testing.assert_close(kernels.silu_and_mul(x), reference.silu_and_mul(x), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_write_kv(dtype: torch.dtype) -> None:
+    qkv = torch.randn(6, 3 * 2 * 8).to(dtype)
+    key, value = (part.unflatten(-1, (2, 8)) for part in qkv.split(16, dim=-1)[1:])
+    slots = torch.tensor([3, 0, 11, 7, 8, 5])
+    mine, theirs = ([torch.zeros(3, 4, 2, 8, dtype=dtype) for _ in range(2)] for _ in range(2))
+    kernels.write_kv(key, value, *mine, slots)
+    reference.write_kv(key, value, *theirs, slots)
+    assert torch.equal(mine[0], theirs[0])
+    assert torch.equal(mine[1], theirs[1])
+    assert mine[0].count_nonzero() > 0
+
+
+def paged_case(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, block_size: int) -> list[Tensor]:
+    """Queries, caches, block table, query and sequence lengths of a batch of decodes and chunks."""
+    query_lens = torch.tensor([1, 9, 1, 40, 1, 1])
+    seq_lens = torch.tensor([1, 9, 33, 100, 64, 31])
+    blocks = int(-(-100 // block_size))
+    table = torch.randperm(6 * blocks).view(6, blocks).int()
+    cache = [torch.randn(6 * blocks, block_size, kv_heads, head_dim).to(dtype) for _ in range(2)]
+    return [torch.randn(int(query_lens.sum()), heads, head_dim).to(dtype), *cache, table, query_lens, seq_lens]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (16, 1)])
+@pytest.mark.parametrize("head_dim", [16, 48, 112, 128])
+@pytest.mark.parametrize("window", [0, 1, 20, 1000])
+def test_paged_attention(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, window: int) -> None:
+    case = paged_case(dtype, head_dim, heads, kv_heads, 16 if window else 5)
+    scale = head_dim**-0.5
+    assert_close(kernels.paged_attention(*case, scale, window), reference.paged_attention(*case, scale, window))
+
+
+def test_paged_attention_of_large_scores() -> None:
+    """Scores far beyond exp's range: the softmax is a choice of one key, not a nan."""
+    case = paged_case(torch.float32, 32, 2, 2, 16)
+    actual = kernels.paged_attention(*case, 1e3, 0)
+    assert_close(actual, reference.paged_attention(*case, 1e3, 0))
+
+
+def test_paged_attention_ignores_what_lies_behind_the_sequence() -> None:
+    """A block's unused slots may hold anything, another request's nan included."""
+    query, key, value, table, query_lens, seq_lens = paged_case(torch.float32, 32, 2, 2, 16)
+    expected = kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, 0)
+    for i, seq_len in enumerate(seq_lens.tolist()):
+        block = table[i, (seq_len - 1) // 16]
+        key[block, (seq_len - 1) % 16 + 1 :] = float("nan")
+        value[block, (seq_len - 1) % 16 + 1 :] = float("nan")
+    assert torch.equal(kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, 0), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [0, 20])
+def test_paged_attention_is_bitwise_the_same_in_any_company(dtype: torch.dtype, window: int) -> None:
+    query, key, value, table, query_lens, seq_lens = paged_case(dtype, 64, 6, 2, 16)
+    together = kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, window)
+    token = 0
+    for i, (length, seq_len) in enumerate(zip(query_lens.tolist(), seq_lens.tolist(), strict=True)):
+        for t in range(length):  # each token as a decode of its own
+            one, position = torch.tensor([1]), torch.tensor([seq_len - length + t + 1])
+            alone = kernels.paged_attention(
+                query[token : token + 1], key, value, table[i : i + 1], one, position, 0.2, window
+            )
+            assert torch.equal(alone[0], together[token])
+            token += 1
+
+
+def test_a_wrong_shape_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="multiple of 16"):
+        kernels.paged_attention(*paged_case(torch.float32, 24, 2, 2, 16), 1.0, 0)
+    with pytest.raises(RuntimeError, match="one type"):
+        kernels.rms_norm(torch.randn(2, 8), torch.randn(8).bfloat16(), 1e-6)
+
+
+def test_gradients_go_through_the_reference() -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        x, weight = torch.randn(3, 16, requires_grad=True), torch.ones(16, requires_grad=True)
+        kernels.rms_norm(x, weight, 1e-6).sum().backward()
+        assert x.grad is not None
