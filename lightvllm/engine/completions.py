@@ -31,7 +31,6 @@ class Completion:
                 min_tokens=params.min_tokens,
                 prompt_token_ids=prompt.token_ids,
             )
-        self.text: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         self.cumulative_logprob = 0.0
@@ -49,13 +48,13 @@ class Completion:
             hidden = output.finish_reason == "stop" and not self.params.include_stop_str_in_output
             before = self.detokenizer.num_tokens
             stop = self.detokenizer.append(token_ids[:-1] if hidden else token_ids)
+            if self.finish_reason is not None:
+                self.detokenizer.next_text(finished=True)
+                stop = self.detokenizer.matched_stop  # what was held back may complete one, too
             if stop is not None:
                 stopped = output.finish_reason is None
                 self.finish_reason, self.stop_reason = "stop", stop
                 token_ids = token_ids[: self.detokenizer.num_tokens - before]
-            text = self.detokenizer.next_text(self.finish_reason is not None)
-            if text:
-                self.text.append(text)
         self.token_ids += token_ids
         if self.logprobs is not None:
             for entry in (output.logprobs or [])[: len(token_ids)]:
@@ -67,7 +66,7 @@ class Completion:
         """A snapshot."""
         return CompletionOutput(
             index=self.index,
-            text="".join(self.text),
+            text="" if self.detokenizer is None else self.detokenizer.text,
             token_ids=list(self.token_ids),
             cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
             logprobs=None if self.logprobs is None else list(self.logprobs),
