@@ -1,0 +1,93 @@
+"""What a measurement ran on, and what the engine would use there: versions, processor, memory, kernels."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lightvllm import __version__, kernels
+from lightvllm.attention.registry import attention_backend
+from lightvllm.layers.linear import can_pack
+from lightvllm.model_config import ModelConfig
+
+PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
+# The extensions that decide which matrix kernels a processor can run.
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def describe_machine(model: ModelConfig | None = None) -> dict[str, Any]:
+    """Everything, as JSON has it; memory in bytes.
+
+    Args:
+        model: attention is chosen to fit it; without one there is nothing to say of attention.
+    """
+    memory = psutil.virtual_memory()
+    devices = [torch.device(name) for name in (["cuda"] if torch.cuda.is_available() else []) + ["cpu"]]
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": {
+            "name": _cpu_name(),
+            "features": _cpu_features(),
+            "torch_capability": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "memory": {"total": memory.total, "available": memory.available},
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "compiled_kernels": kernels.COMPILED,
+        "attention": {str(device): attention_backend("auto", device, model).__name__ for device in devices if model},
+        "linear": {str(device): {dtype: _linear(device, dtype) for dtype in DTYPES} for device in devices},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """LightvLLM, Python and the packages that matter; None for one that is not installed."""
+    found: dict[str, str | None] = {"lightvllm": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _linear(device: torch.device, dtype: str) -> str:
+    is_packed = device.type == "cpu" and can_pack(getattr(torch, dtype))
+    return "packed weights (oneDNN)" if is_packed else "plain weights"
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str] | None:
+    """None where the operating system has no /proc/cpuinfo to read them from."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            found = set(line.partition(":")[2].split())
+            return [feature for feature in FEATURES if feature in found]
+    return None
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

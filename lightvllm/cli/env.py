@@ -1,0 +1,54 @@
+"""`lightvllm env`: what this machine has, and which of it the engine uses."""
+
+import argparse
+import json
+from typing import Any
+
+from lightvllm.cli.parser import Parser, add_verb
+from lightvllm.config import DEFAULT_MODEL
+
+
+def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(verbs, "env", run, "show versions, processor, memory, and the kernels that would be used")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument(
+        "--model",
+        metavar="TEXT",
+        help="say which attention this model would use (default: the model that comes with LightvLLM)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit code."""
+    from lightvllm.bench.machine import describe_machine  # imports torch
+    from lightvllm.hub import resolve_model
+    from lightvllm.model_config import ModelConfig
+
+    path = resolve_model(args.model) if args.model else DEFAULT_MODEL
+    # Whatever is amiss with an installation, this verb is to tell what it can.
+    model = ModelConfig.from_pretrained(path) if args.model or path.is_dir() else None
+    machine = describe_machine(model)
+    print(json.dumps(machine, indent=2) if args.json else _text(machine))
+    return 0
+
+
+def _text(machine: dict[str, Any]) -> str:
+    cpu, memory = machine["cpu"], machine["memory"]
+    features = "unknown" if cpu["features"] is None else " ".join(cpu["features"])
+    lines = [(name, version or "not installed") for name, version in machine["versions"].items()]
+    lines += [
+        ("platform", machine["platform"]),
+        ("processor", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads in use"),
+        ("features", f"{features} (PyTorch uses {cpu['torch_capability']})"),
+        ("memory", f"{memory['total'] / 2**30:.1f} GiB, {memory['available'] / 2**30:.1f} GiB available"),
+    ]
+    for gpu in machine["gpus"]:
+        lines.append(("gpu", f"{gpu['name']}, {gpu['memory'] / 2**30:.1f} GiB, CUDA {gpu['cuda']}"))
+    if not machine["gpus"]:
+        lines.append(("gpu", "none"))
+    lines.append(("kernels", "compiled" if machine["compiled_kernels"] else "not compiled, the reference runs instead"))
+    lines += [(f"{device} attention", name) for device, name in machine["attention"].items()]
+    for device, by_dtype in machine["linear"].items():
+        lines += [(f"{device} {dtype}", f"linear layers with {how}") for dtype, how in by_dtype.items()]
+    return "\n".join(f"{name:16} {value}" for name, value in lines)

@@ -1,0 +1,39 @@
+"""`env` tells what is there."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightvllm import LLM, __version__
+from lightvllm.cli.main import main
+from lightvllm.layers.linear import can_pack
+
+
+def test_json(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json", "--model", str(chat_model)]) == 0
+    machine = json.loads(capsys.readouterr().out)
+    assert machine["versions"]["lightvllm"] == __version__
+    assert machine["versions"]["torch"] == importlib.metadata.version("torch")
+    assert machine["cpu"]["threads"] == torch.get_num_threads()
+    assert len(machine["gpus"]) == torch.cuda.device_count()
+    assert 0 < machine["memory"]["available"] < machine["memory"]["total"]
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert machine["linear"]["cpu"][dtype].startswith("packed") == can_pack(getattr(torch, dtype))
+
+
+def test_the_attention_named_is_the_one_used(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json", "--model", str(chat_model)]) == 0
+    machine = json.loads(capsys.readouterr().out)
+    with LLM(chat_model, device="cpu") as llm:
+        backend = llm.engine.core.executor.worker.runner.backend
+    assert machine["attention"]["cpu"] == backend.__name__
+
+
+def test_text(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--model", str(chat_model)]) == 0
+    text = capsys.readouterr().out
+    for word in (__version__, "python", "processor", "memory", "cpu attention", "cpu bfloat16"):
+        assert word in text
