@@ -15,12 +15,14 @@ from lightvllm.worker.ranking import largest
 
 _ONE = 2.0**60
 
-# Elements of probabilities handled at once: bounds the memory of the integer sums, and keeps them near the caches.
-_ELEMENTS_AT_ONCE = 2**20
+# Elements of probabilities handled at once on an accelerator, where few launches count, and on a CPU, where memory that
+# is used again at once does. Bounds the memory of the integer sums.
+_ELEMENTS_AT_ONCE = 2**24
+_ELEMENTS_AT_ONCE_CPU = 2**18
 
 # Most top-k and top-p sets are within this many tokens; where one is not, its row is tried again with more.
 _FIRST_CANDIDATES = 256
-_MORE_CANDIDATES = 16
+_MORE_CANDIDATES = 32
 
 
 def uniforms(seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -62,7 +64,10 @@ def draw(
         # [num_rows] int64
     """
     num_rows, vocab_size = logits.shape
-    step = max(1, _ELEMENTS_AT_ONCE // vocab_size)
+    if logits.device.type == "cpu":
+        step = max(torch.get_num_threads(), _ELEMENTS_AT_ONCE_CPU // vocab_size)  # a thread works on a whole row
+    else:
+        step = max(1, _ELEMENTS_AT_ONCE // vocab_size)
     drawn = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     for start in range(0, num_rows, step):
         part = slice(start, start + step)
@@ -133,7 +138,7 @@ def _narrow(
 
 def _invert_cdf(probs: Tensor, u: np.ndarray) -> Tensor:
     """The first column at which the cumulative part of the row's sum exceeds u. # [num_rows] int64"""
-    cumulative = _weights(probs).cumsum(dim=-1)
+    cumulative = _weights(probs).cumsum_(dim=-1)
     total = cumulative[:, -1:]
     # The product may round up to the total, which no column exceeds.
     target = torch.minimum((_column(u, probs) * total).to(torch.int64), total - 1)
