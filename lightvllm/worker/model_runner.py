@@ -45,21 +45,10 @@ class ModelRunner:
         self._update_requests(step)
         batch = self.requests.batch(step)
         hidden = self._forward(batch)
-        samples = np.flatnonzero(batch.samples)
-        last = np.cumsum(batch.query_lens)[samples] - 1
-        logits = self.model.compute_logits(hidden[torch.from_numpy(last).to(self.device)])
-        rows = batch.rows[samples]
-        sampled = self.sampler.sample(logits, rows, self.requests.token_ids, self.requests.num_tokens[rows])
         output = StepOutput(token_ids=[[] for _ in step.request_ids])
-        for i, token in zip(samples.tolist(), sampled.token_ids.tolist(), strict=True):
-            output.token_ids[i] = [token]
-        for i, entry in sampled.logprobs.items():
-            output.logprobs[step.request_ids[samples[i]]] = [entry]
-        for i, message in sampled.errors.items():
-            output.errors[step.request_ids[samples[i]]] = message
-            output.token_ids[samples[i]] = []
+        sampled = self._sample(step, batch, hidden, output) if batch.samples.any() else np.empty(0, dtype=np.int64)
         output.prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
-        self.requests.advance(batch, sampled.token_ids)
+        self.requests.advance(batch, sampled)
         return output
 
     def _update_requests(self, step: StepInput) -> None:
@@ -88,6 +77,22 @@ class ModelRunner:
             torch.from_numpy(x).to(self.device) for x in (batch.token_ids, batch.positions, batch.lengths)
         )
         return self.model(token_ids, positions, attention, lengths)
+
+    def _sample(self, step: StepInput, batch: StepBatch, hidden: Tensor, output: StepOutput) -> np.ndarray:
+        """Sample for the requests that reached their last known token, into `output`; the tokens, [num_samples]."""
+        samples = np.flatnonzero(batch.samples)
+        last = np.cumsum(batch.query_lens)[samples] - 1
+        logits = self.model.compute_logits(hidden[torch.from_numpy(last).to(self.device)])
+        rows = batch.rows[samples]
+        sampled = self.sampler.sample(logits, rows, self.requests.token_ids, self.requests.num_tokens[rows])
+        for i, token in zip(samples.tolist(), sampled.token_ids.tolist(), strict=True):
+            output.token_ids[i] = [token]
+        for i, entry in sampled.logprobs.items():
+            output.logprobs[step.request_ids[samples[i]]] = [entry]
+        for i, message in sampled.errors.items():
+            output.errors[step.request_ids[samples[i]]] = message
+            output.token_ids[samples[i]] = []
+        return sampled.token_ids
 
     def _prompt_logprobs(self, step: StepInput, batch: StepBatch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
         """For the requests that want them: the distribution at each prompt position of this step but the prompt's last,
