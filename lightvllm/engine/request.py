@@ -124,7 +124,9 @@ class Request:
         if not prompt_token_ids:
             raise ValueError(f"prompt of request {request_id!r} is empty: it must have at least one token")
         if cache_salt == "":
-            raise ValueError(f"cache_salt of request {request_id!r} is '', but must be None or a string that is not empty")
+            raise ValueError(
+                f"cache_salt of request {request_id!r} is '', but must be None or a string that is not empty"
+            )
         self.request_id = request_id
         self.token_ids = [*prompt_token_ids, *output_token_ids]
         self.num_prompt_tokens = len(prompt_token_ids)
