@@ -104,6 +104,7 @@ class RequestState:
         if index == 0:
             if self.num_cached_tokens is None:
                 self.num_cached_tokens = output.num_cached_tokens
+                self.metrics.first_scheduled_time = output.first_scheduled_time
             if self.prompt_logprobs is not None and output.prompt_logprobs:
                 self.prompt_logprobs += [named_logprobs(entry, self.tokenizer) for entry in output.prompt_logprobs]
         completion = self.completions[index]

@@ -39,6 +39,7 @@ class CoreOutput(msgspec.Struct, omit_defaults=True, gc=False):
             the context is full; "abort"; "error", with the reason in `error`.
         stop_reason: the token of `stop_token_ids` that ended it; None for an end-of-sequence token.
         num_cached_tokens: how many of its first tokens the prefix cache had when it first ran.
+        first_scheduled_time: when it first ran, by `time.monotonic()`; None if it never did.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class CoreOutput(msgspec.Struct, omit_defaults=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     num_cached_tokens: int = 0
+    first_scheduled_time: float | None = None
     error: str | None = None
 
 
@@ -89,6 +91,7 @@ class Request:
         "cached_prefix",
         "eos_token_ids",
         "finish_reason",
+        "first_scheduled_time",
         "max_num_tokens",
         "min_num_tokens",
         "next_block_end",
@@ -143,6 +146,7 @@ class Request:
         self.stop_reason: int | None = None
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
+        self.first_scheduled_time: float | None = None
         self.num_preemptions = 0
         # Output follows the prompt: who has some was given all of the prompt's log-probabilities.
         self.num_prompt_logprobs = self.num_prompt_tokens - 1 if self.num_output_tokens else 0

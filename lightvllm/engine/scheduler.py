@@ -10,6 +10,7 @@ not hold: so there is always progress.
 """
 
 import dataclasses
+import time
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
@@ -148,6 +149,7 @@ class Scheduler:
 
             core_output = CoreOutput(request.request_id, request.append(sampled))
             core_output.num_cached_tokens = request.num_cached_tokens
+            core_output.first_scheduled_time = request.first_scheduled_time
             if output.logprobs and request.request_id in output.logprobs:
                 core_output.logprobs = output.logprobs[request.request_id][: len(core_output.new_token_ids)]
             if output.prompt_logprobs and request.request_id in output.prompt_logprobs:
@@ -321,6 +323,7 @@ class Scheduler:
                 self.prefix_cache.record(len(request.token_ids), request.num_computed_tokens)
         if request.status is RequestStatus.WAITING:
             request.num_cached_tokens = request.num_computed_tokens
+            request.first_scheduled_time = time.monotonic()
         self._remove_from_queue(request)
         request.status = RequestStatus.RUNNING
         insort(self.running, request, key=_order)
@@ -366,9 +369,13 @@ class Scheduler:
         self._remove_from_queue(request)
         request.finish_reason = reason
         self._close(request)
-        num_cached_tokens = request.num_cached_tokens
         return CoreOutput(
-            request.request_id, [], finish_reason=reason, num_cached_tokens=num_cached_tokens, error=error
+            request.request_id,
+            [],
+            finish_reason=reason,
+            num_cached_tokens=request.num_cached_tokens,
+            first_scheduled_time=request.first_scheduled_time,
+            error=error,
         )
 
     def _close(self, request: Request) -> None:
