@@ -1,8 +1,8 @@
 """The one message each way between the engine and its workers.
 
-`StepInput` says what to compute in one step; `StepOutput` brings back what was sampled. Both are msgspec structs, so the
-same objects serve a worker in this process and one behind a socket. They are small: a request's tokens travel once, when
-the worker does not know it yet; after that only its new cache blocks do.
+`StepInput` says what to compute in one step; `StepOutput` brings back what was sampled. Both are msgspec structs, so
+the same objects serve a worker in this process and one behind a socket. They are small: a request's tokens travel once,
+when the worker does not know it yet; after that only its new cache blocks do.
 """
 
 import msgspec
@@ -36,11 +36,12 @@ class StepInput(msgspec.Struct):
 
     Attributes:
         request_ids: the scheduled requests, the new ones included.
-        num_scheduled_tokens: parallel to `request_ids`: how many of its tokens to compute, from its first uncomputed one.
-            A request whose last known token is among them samples the next; any other is in the middle of its prefill.
+        num_scheduled_tokens: parallel to `request_ids`: how many of its tokens to compute, from its first uncomputed
+            one. A request whose last known token is among them samples the next; any other is in the middle of its prefill.
         new_requests: what the worker needs to know of requests it has not seen.
         new_block_ids: blocks appended to the block tables of requests it has seen.
-        dropped_request_ids: finished, aborted and preempted requests: forget them before anything else.
+        dropped_request_ids: finished, aborted and preempted requests: forget them before anything else. After a step
+            that failed there may be some among them that the worker never came to know.
     """
 
     request_ids: list[str] = []

@@ -18,6 +18,8 @@ from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.step import StepInput
 from tests.engine.fakes import Collector, FakeExecutor, expected_output, logprobs_at, make_request
 
+pytestmark = pytest.mark.usefixtures("stopped_clock")
+
 
 def make_core(**kwargs: object) -> tuple[EngineCore, FakeExecutor]:
     defaults = {"num_blocks": 12, "max_model_len": 40, "block_size": 4, "max_num_batched_tokens": 16, "max_num_seqs": 8}

@@ -9,6 +9,8 @@ from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
 from lightvllm.engine.step import StepInput, StepOutput, TokenLogprobs
 from tests.engine.fakes import logprobs_at, make_request
 
+pytestmark = pytest.mark.usefixtures("stopped_clock")
+
 
 def make_scheduler(**kwargs: object) -> Scheduler:
     defaults = {"num_blocks": 100, "max_model_len": 100, "block_size": 4, "max_num_batched_tokens": 50}
