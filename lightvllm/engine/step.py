@@ -37,7 +37,7 @@ class StepInput(msgspec.Struct):
     Attributes:
         request_ids: the scheduled requests, the new ones included.
         num_scheduled_tokens: parallel to `request_ids`: how many of its tokens to compute, from its first uncomputed
-            one. A request whose last known token is among them samples the next; any other is in the middle of its prefill.
+            one. A request whose last known token is among them samples the next; any other is amid its prefill.
         new_requests: what the worker needs to know of requests it has not seen.
         new_block_ids: blocks appended to the block tables of requests it has seen.
         dropped_request_ids: finished, aborted and preempted requests: forget them before anything else. After a step

@@ -11,10 +11,13 @@ from tokenizers import Tokenizer as Backend
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, didn't it? I'm sure it's what they've done.",
     "def add(a, b):\n    return a + b  # the sum\n\n\tprint(add(1, 2))",
-    "你好，世界！我们用词元来表示文字。 こんにちは 안녕하세요",
+    "你好，世界！我们用词元来表示文字。 こんにちは 안녕하세요",  # noqa: RUF001
     "naïve café, Straße, Ελλάδα, Привет, مرحبا 👋🏽 👨‍👩‍👧 e\u0301",
 ] * 5
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -62,9 +65,7 @@ def byte_fallback() -> Backend:
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] not in BYTES]
     backend = Backend.from_str(json.dumps(tokenizer))
     bos = ("<s>", backend.token_to_id("<s>"))
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[bos]
-    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[bos])
     return backend
 
 
@@ -84,9 +85,7 @@ def word_piece() -> Backend:
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(cleanup=False)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=250, special_tokens=["[UNK]", "[SEP]", "[CLS]"], show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=250, special_tokens=["[UNK]", "[SEP]", "[CLS]"], show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
     return backend
 
@@ -95,7 +94,8 @@ def word_level() -> Backend:
     """Without a decoder: tokens are joined by spaces."""
     backend = Backend(models.WordLevel(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.train_from_iterator(CORPUS, trainers.WordLevelTrainer(special_tokens=["[UNK]", "[SEP]"], show_progress=False))
+    trainer = trainers.WordLevelTrainer(special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
     return backend
 
 
