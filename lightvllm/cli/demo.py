@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     console = open_console()
     with _demo_database() as connection, open_llm(args) as llm:
         schema = schema_prompt(connection)
-        console.print(schema, style="dim", markup=False)
+        console.print(schema, style="dim", markup=False, soft_wrap=True)
         console.print()
         questions = enumerate(args.ask or DEMO_QUESTIONS, start=1)
         demo = Demo(llm, connection, console, {str(number): question for number, question in questions})
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
             prompt = render(llm, build_messages(schema, question))
             llm.engine.add_request(request_id, prompt, params, add_special_tokens=False, stream=True)
         outputs = demo.answer()
-        console.print(figures_line(llm, outputs, demo.engine_seconds), style="bold", markup=False)
+        line = figures_line(llm, outputs, demo.engine_seconds)
+        console.print(line, style="bold", markup=False, soft_wrap=True)
     return 1 if any(map(failure, outputs)) else 0
 
 

@@ -41,7 +41,7 @@ def test_a_query_and_its_rows(
     assert lines[0] == "SELECT name, founded FROM dairies ORDER BY founded"
     assert any(re.search(r"Alpenhof\s*│\s*1887", line) for line in lines)
     assert not any("Roccabianca" in line for line in lines)
-    assert "7 more rows" in " ".join(" ".join(lines).split())  # in as many lines as the table is narrow
+    assert any(re.search(r"\b7 \w+ rows", line) for line in lines)
 
 
 @pytest.mark.parametrize("sql", ["SELEKT 1", "DELETE FROM dairies", "SELECT * FROM nowhere"])

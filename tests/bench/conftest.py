@@ -1,0 +1,13 @@
+from pathlib import Path
+
+import pytest
+
+from tests.models.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="package")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny float32 checkpoint without a tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    make_checkpoint(path, "qwen3-tied")
+    return path
