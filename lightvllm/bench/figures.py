@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightvllm.bench.workload import Workload
@@ -86,5 +87,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def peak_resident_bytes() -> int:
     """The most memory this process has held so far, memory-mapped files included."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, whose ru_maxrss begins with what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB
