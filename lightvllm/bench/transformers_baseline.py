@@ -18,10 +18,12 @@ class TransformersBaseline:
     """The same checkpoint, in the same number type and on the same device, batched as widely as the engine may batch.
 
     Raises:
-        ValueError: transformers is not installed.
+        ValueError: transformers is not installed, or the engine runs another configuration than the checkpoint's.
     """
 
     def __init__(self, llm: LLM) -> None:
+        if llm.config.hf_overrides:
+            raise ValueError("hf_overrides: cannot be used with against, as transformers would not know of them")
         try:
             import transformers
         except ImportError:

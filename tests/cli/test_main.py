@@ -43,6 +43,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["bench", "host", "--model", "{model}", "--num-prompts", "257"],
             "257 is more than max_num_seqs",
         ),
+        (
+            [
+                "bench",
+                "latency",
+                "--model",
+                "{model}",
+                "--hf-overrides",
+                '{"rope_theta": 5}',
+                "--against",
+                "transformers",
+            ],
+            "hf_overrides: cannot be used with against",
+        ),
         (["bench", "startup", "--model", "/no/such/folder", "--repeats", "1"], "no folder '/no/such/folder'"),
     ],
 )
