@@ -16,15 +16,15 @@ constexpr int64_t TILE = 32;
 constexpr int64_t MAX_ROWS = 16;
 constexpr float NEVER_SEEN = -1e30f;
 
-// A task's inputs. Rows [tokens, group] of one request and one KV head; token t has position first_position + t.
+// A task's inputs. Rows [kv_heads, tokens, group] of one request; token t has position first_position + t.
 template <class T>
 struct Task {
-  const T* query;  // [tokens, heads of the group, head_dim]
+  const T* query;  // [tokens, kv_heads * group, head_dim]
   int64_t query_stride;
   T* out;
   int64_t out_stride;
-  int64_t tokens, group, head_dim;
-  const T *keys, *values;  // the cache at this KV head
+  int64_t kv_heads, tokens, group, head_dim;
+  const T *keys, *values;  // the cache at the first of the KV heads
   int64_t block_stride, token_stride, block_size;
   const int32_t* blocks;
   int64_t first_position, window;  // window <= 0: full attention
@@ -68,81 +68,103 @@ LIGHTVLLM_INLINE void add_values(float* out, const float* weights, const float* 
   for (int c = 0; c < CHUNKS; c++) store(out + c * LANES, totals[c]);
 }
 
+// One row against a tile of keys and values that begins at position `start`.
+template <class T>
+LIGHTVLLM_INLINE void attend_tile(const Task<T>& task, int64_t start, int64_t position, const float* query,
+                                  const float* key_tile, const float* value_tile, float* output, float* peak,
+                                  f32x16* total) {
+  const int64_t head_dim = task.head_dim, chunks = head_dim / LANES;
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  f32x16 scores[TILE / LANES];
+  f32x16 highest = splat(NEVER_SEEN);
+  i32x16 seen[TILE / LANES];
+  for (int64_t part = 0; part < TILE / LANES; part++) {
+    f32x16 products[LANES] = {};
+    for (int64_t c = 0; c < chunks; c++) {
+      f32x16 q = load(query + c * LANES);
+      const float* k = key_tile + part * LANES * head_dim + c * LANES;
+      for (int64_t j = 0; j < LANES; j++) products[j] += q * load(k + j * head_dim);
+    }
+    i32x16 positions = lane + int32_t(start + part * LANES);
+    seen[part] = positions <= int32_t(position);
+    if (task.window > 0) seen[part] &= positions > int32_t(position - task.window);
+    scores[part] = sums(products);
+    highest = maximum(highest, seen[part] ? scores[part] : splat(NEVER_SEEN));
+  }
+  float new_peak = *peak;
+  for (int64_t i = 0; i < LANES; i++) new_peak = std::max(new_peak, highest[i]);
+  f32x16 correction = exp(splat(*peak - new_peak));
+  *peak = new_peak;
+  *total = *total * correction;
+  float weights[TILE];
+  for (int64_t part = 0; part < TILE / LANES; part++) {
+    f32x16 weight = seen[part] ? exp(scores[part] - new_peak) : f32x16{};
+    *total += weight;
+    store(weights + part * LANES, weight);
+  }
+  int64_t c = 0;  // several chunks at a time, as one sum alone waits for itself
+  for (; c + 4 <= chunks; c += 4) add_values<4>(output + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
+  for (; c + 2 <= chunks; c += 2) add_values<2>(output + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
+  for (; c < chunks; c++) add_values<1>(output + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
+}
+
+// The keys and values of one KV head at positions [start, start + TILE), as float32. What lies behind the sequence is
+// zero: whatever the cache holds there must not reach a product.
+template <class T>
+LIGHTVLLM_INLINE void load_tile(const Task<T>& task, int64_t kv_head, int64_t start, int64_t end, float* key_tile,
+                                float* value_tile) {
+  const int64_t head_dim = task.head_dim;
+  for (int64_t j = 0; j < TILE; j++) {
+    float *key = key_tile + j * head_dim, *value = value_tile + j * head_dim;
+    const int64_t position = start + j;
+    if (position >= end) {
+      std::memset(key, 0, head_dim * sizeof(float));
+      std::memset(value, 0, head_dim * sizeof(float));
+      continue;
+    }
+    const int64_t block = task.blocks[position / task.block_size];
+    const int64_t at = block * task.block_stride + position % task.block_size * task.token_stride + kv_head * head_dim;
+    for (int64_t d = 0; d < head_dim; d += LANES) {
+      store(key + d, load(task.keys + at + d));
+      store(value + d, load(task.values + at + d));
+    }
+  }
+}
+
 template <class T>
 LIGHTVLLM_INLINE void attend_task(const Task<T>& task, float* scratch) {
-  const int64_t head_dim = task.head_dim, chunks = head_dim / LANES, rows = task.tokens * task.group;
+  const int64_t head_dim = task.head_dim, rows_per_head = task.tokens * task.group, rows = task.kv_heads * rows_per_head;
   float* query = scratch;                          // [rows, head_dim], scaled
   float* output = query + MAX_ROWS * head_dim;     // [rows, head_dim]
   float* key_tile = output + MAX_ROWS * head_dim;  // [TILE, head_dim]
   float* value_tile = key_tile + TILE * head_dim;  // [TILE, head_dim]
-  float maxima[MAX_ROWS];
+  float peaks[MAX_ROWS];
   f32x16 totals[MAX_ROWS];
+  auto token_of = [&](int64_t row) { return row % rows_per_head / task.group; };
+  auto head_of = [&](int64_t row) { return row / rows_per_head * task.group + row % task.group; };
   for (int64_t row = 0; row < rows; row++) {
-    const T* from = task.query + row / task.group * task.query_stride + row % task.group * head_dim;
+    const T* from = task.query + token_of(row) * task.query_stride + head_of(row) * head_dim;
     for (int64_t d = 0; d < head_dim; d += LANES) store(query + row * head_dim + d, load(from + d) * task.scale);
     std::memset(output + row * head_dim, 0, head_dim * sizeof(float));
-    maxima[row] = NEVER_SEEN;
+    peaks[row] = NEVER_SEEN;
     totals[row] = f32x16{};
   }
   const int64_t end = task.first_position + task.tokens;
   const int64_t begin = task.window > 0 ? std::max<int64_t>(0, task.first_position - task.window + 1) / TILE * TILE : 0;
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t start = begin; start < end; start += TILE) {
-    for (int64_t j = 0; j < TILE; j++) {
-      float *key = key_tile + j * head_dim, *value = value_tile + j * head_dim;
-      if (start + j >= end) {  // nothing there: whatever the cache holds must not reach a product
-        std::memset(key, 0, head_dim * sizeof(float));
-        std::memset(value, 0, head_dim * sizeof(float));
-        continue;
+    for (int64_t kv_head = 0; kv_head < task.kv_heads; kv_head++) {  // inside: their keys are neighbours in memory
+      load_tile(task, kv_head, start, end, key_tile, value_tile);
+      for (int64_t row = kv_head * rows_per_head; row < (kv_head + 1) * rows_per_head; row++) {
+        const int64_t position = task.first_position + token_of(row);
+        if (start > position || (task.window > 0 && start + TILE <= position - task.window + 1)) continue;
+        attend_tile(task, start, position, query + row * head_dim, key_tile, value_tile, output + row * head_dim,
+                    &peaks[row], &totals[row]);
       }
-      int64_t position = start + j;
-      int64_t at = task.blocks[position / task.block_size] * task.block_stride + position % task.block_size * task.token_stride;
-      for (int64_t d = 0; d < head_dim; d += LANES) {
-        store(key + d, load(task.keys + at + d));
-        store(value + d, load(task.values + at + d));
-      }
-    }
-    for (int64_t row = 0; row < rows; row++) {
-      const int64_t position = task.first_position + row / task.group;
-      if (start > position || (task.window > 0 && start + TILE <= position - task.window + 1)) continue;
-      const float* q = query + row * head_dim;
-      f32x16 scores[TILE / LANES];
-      f32x16 highest = splat(NEVER_SEEN);
-      i32x16 seen[TILE / LANES];
-      for (int64_t part = 0; part < TILE / LANES; part++) {
-        f32x16 products[LANES] = {};
-        for (int64_t c = 0; c < chunks; c++) {
-          f32x16 qc = load(q + c * LANES);
-          const float* k = key_tile + part * LANES * head_dim + c * LANES;
-          for (int64_t j = 0; j < LANES; j++) products[j] += qc * load(k + j * head_dim);
-        }
-        i32x16 positions = lane + int32_t(start + part * LANES);
-        seen[part] = positions <= int32_t(position);
-        if (task.window > 0) seen[part] &= positions > int32_t(position - task.window);
-        scores[part] = sums(products);
-        highest = maximum(highest, seen[part] ? scores[part] : splat(NEVER_SEEN));
-      }
-      float peak = maxima[row];
-      for (int64_t i = 0; i < LANES; i++) peak = std::max(peak, highest[i]);
-      f32x16 correction = exp(splat(maxima[row] - peak));
-      maxima[row] = peak;
-      float weights[TILE];
-      totals[row] = totals[row] * correction;
-      for (int64_t part = 0; part < TILE / LANES; part++) {
-        f32x16 weight = seen[part] ? exp(scores[part] - peak) : f32x16{};
-        totals[row] += weight;
-        store(weights + part * LANES, weight);
-      }
-      float* out = output + row * head_dim;
-      int64_t c = 0;  // several chunks at a time, as one sum alone waits for itself
-      for (; c + 4 <= chunks; c += 4) add_values<4>(out + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
-      for (; c + 2 <= chunks; c += 2) add_values<2>(out + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
-      for (; c < chunks; c++) add_values<1>(out + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
     }
   }
   for (int64_t row = 0; row < rows; row++) {
     float inverse = 1.0f / sum(totals[row]);
-    T* to = task.out + row / task.group * task.out_stride + row % task.group * head_dim;
+    T* to = task.out + token_of(row) * task.out_stride + head_of(row) * head_dim;
     for (int64_t d = 0; d < head_dim; d += LANES) store(to + d, load(output + row * head_dim + d) * inverse);
   }
 }
@@ -165,31 +187,39 @@ Tensor paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tenso
                   "paged_attention: cache and block table must be contiguous");
   STD_TORCH_CHECK(query.scalar_type() == key_cache.scalar_type(), "paged_attention: query and cache must have one type");
   Tensor out = torch::stable::new_empty(query, {query.size(0), heads, head_dim});
-  // Tasks: for each KV head, for each request, its tokens in pieces of MAX_ROWS rows. Heads outermost: a thread's share
-  // is then a run of heads, each with the same work.
+  // Tasks: for some KV heads of one request, some of its tokens, MAX_ROWS rows at most. A decode takes as many heads as
+  // leave work for every thread. Heads are outermost: a thread's share is then a run of heads, each with the same work.
   struct Piece {
     int64_t request, first_token, first_position, tokens;
   };
   std::vector<Piece> pieces;
-  int64_t most = std::max<int64_t>(1, MAX_ROWS / group), token = 0;
+  int64_t most_tokens = std::max<int64_t>(1, MAX_ROWS / group), token = 0;
+  bool all_decode = true;
   for (int64_t r = 0; r < requests; r++) {
     int64_t length = data<int64_t>(query_lens)[r], context = data<int64_t>(seq_lens)[r] - length;
-    for (int64_t t = 0; t < length; t += most) pieces.push_back({r, token + t, context + t, std::min(most, length - t)});
+    for (int64_t t = 0; t < length; t += most_tokens)
+      pieces.push_back({r, token + t, context + t, std::min(most_tokens, length - t)});
     token += length;
+    all_decode = all_decode && length == 1;
   }
+  int64_t task_heads = 1, threads = torch::stable::get_num_threads();
+  while (all_decode && 2 * task_heads * group <= MAX_ROWS && kv_heads % (2 * task_heads) == 0 &&
+         int64_t(pieces.size()) * kv_heads / (2 * task_heads) >= threads)
+    task_heads *= 2;
   int64_t block_size = key_cache.size(1), token_stride = kv_heads * head_dim;
   for_type(query, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, kv_heads * int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, kv_heads / task_heads * int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(2 * (MAX_ROWS + TILE) * head_dim);
       for (int64_t i = begin; i < end; i++) {
         const Piece& piece = pieces[i % pieces.size()];
-        int64_t kv_head = i / int64_t(pieces.size());
+        int64_t kv_head = i / int64_t(pieces.size()) * task_heads;
         Task<T> task;
         task.query = data<T>(query) + piece.first_token * query.stride(0) + kv_head * group * head_dim;
         task.query_stride = query.stride(0);
         task.out = data<T>(out) + (piece.first_token * heads + kv_head * group) * head_dim;
         task.out_stride = heads * head_dim;
+        task.kv_heads = task_heads;
         task.tokens = piece.tokens;
         task.group = group;
         task.head_dim = head_dim;
