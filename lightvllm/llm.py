@@ -132,6 +132,8 @@ class LLM:
         params = self._one_each(prompts, sampling_params)
         if priority is not None and len(priority) != len(prompts):
             raise ValueError(f"priority: {len(priority)} values for {len(prompts)} prompts")
+        if priority is not None and self.config.scheduling_policy != "priority":
+            raise ValueError('priority: it only means something with scheduling_policy="priority"')
         request_ids = [next(self.request_ids) for _ in prompts]
         outputs: dict[str, RequestOutput] = {}
         try:
