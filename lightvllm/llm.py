@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from lightvllm.config import EngineConfig
 from lightvllm.engine.core import EngineCore
 from lightvllm.engine.llm_engine import LLMEngine
-from lightvllm.engine.prompts import Prompt, is_single_prompt
+from lightvllm.engine.prompts import Prompt, list_prompts
 from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.tokenizer import Tokenizer
@@ -54,6 +54,7 @@ class LLM:
         self.chat_template = _read_template(config.chat_template)
         self.engine = _build_engine(config, self.model_config, self.tokenizer)
         self.request_ids = map(str, itertools.count())
+        self.is_closed = False
 
     def generate(
         self,
@@ -77,8 +78,7 @@ class LLM:
         Raises:
             ValueError: a prompt or parameter that cannot work; nothing runs then.
         """
-        listed: list[Prompt] = [prompts] if is_single_prompt(prompts) else list(prompts)  # type: ignore[list-item,arg-type]
-        return self._run(listed, sampling_params, priority, use_tqdm, add_special_tokens=True)
+        return self._run(list_prompts(prompts), sampling_params, priority, use_tqdm, add_special_tokens=True)
 
     def chat(
         self,
@@ -129,6 +129,8 @@ class LLM:
         use_tqdm: bool,
         add_special_tokens: bool,
     ) -> list[RequestOutput]:
+        if self.is_closed:
+            raise RuntimeError("the engine is closed")
         params = self._one_each(prompts, sampling_params)
         if priority is not None and len(priority) != len(prompts):
             raise ValueError(f"priority: {len(priority)} values for {len(prompts)} prompts")
@@ -161,6 +163,8 @@ class LLM:
             params = self.get_default_sampling_params()
         if isinstance(params, SamplingParams):
             return [params] * len(prompts)
+        if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+            raise ValueError(f"sampling_params: expected SamplingParams or a list of them, found {params!r:.80}")
         if len(params) != len(prompts):
             raise ValueError(f"sampling_params: {len(params)} given for {len(prompts)} prompts")
         return list(params)
@@ -189,6 +193,7 @@ class LLM:
 
     def close(self) -> None:
         """Free weights and KV cache. Further calls raise a RuntimeError."""
+        self.is_closed = True
         self.engine.core.shutdown()
 
     def __enter__(self) -> "LLM":

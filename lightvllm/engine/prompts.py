@@ -33,11 +33,17 @@ class TokenizedPrompt:
     cache_salt: str | None = None
 
 
-def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is one prompt, not a list of them."""
-    if isinstance(prompts, list):
-        return bool(prompts) and isinstance(prompts[0], int)
-    return isinstance(prompts, str | dict)
+def list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as a list of prompts.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(prompts, str | dict) or (isinstance(prompts, list) and prompts and isinstance(prompts[0], int)):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise ValueError(f"prompts: expected one or a list of them, found {prompts!r:.80}")
+    return list(prompts)  # type: ignore[arg-type]
 
 
 def _unwrap(prompt: Mapping[str, Any]) -> tuple[str | list[int], str | None]:
@@ -69,7 +75,7 @@ def tokenize_prompt(
         if tokenizer is None:
             raise ValueError("prompt: text needs a tokenizer, which skip_tokenizer_init left out; give token ids")
         token_ids, text = tokenizer.encode(prompt, add_special_tokens), prompt
-    elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
+    elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
         token_ids, text = prompt, None
     else:
         raise ValueError(f"prompt: expected a string, a list of token ids or a dictionary, found {prompt!r:.80}")
