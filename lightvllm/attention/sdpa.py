@@ -23,11 +23,12 @@ from lightvllm.kernels.reference import visible
 class DecodeGroup:
     """Requests that compute one token each, their contexts padded to the same number of blocks.
 
-    tokens: [group] indices into the step's tokens; blocks: [group * num_blocks]; seq_lens: [group, 1]
+    tokens: [group] indices into the step's tokens; slots: [group * padded_len] indices into the cache; seq_lens:
+    [group, 1]
     """
 
     tokens: Tensor
-    blocks: Tensor
+    slots: Tensor
     seq_lens: Tensor
 
 
@@ -59,15 +60,25 @@ class SDPAAttention(PagedAttention):
         groups = []
         for size in np.unique(padded[decode]):
             members = np.flatnonzero(decode & (padded == size))
-            longest = num_blocks[members].max()
             groups.append(
                 DecodeGroup(
                     self._tensor(starts[members]),
-                    self._tensor(self.batch.block_table[members, :longest].ravel()),
+                    self._tensor(self._slots(members, num_blocks[members].max() * self.block_size)),
                     self._tensor(self.batch.seq_lens[members]).unsqueeze(1),
                 )
             )
         return groups
+
+    def _slots(self, members: np.ndarray, padded_len: int) -> np.ndarray:
+        """Where in the cache each request's tokens are, [len(members) * padded_len].
+
+        Behind a request's end come its first token's: the mask hides them, but 0 * NaN is NaN, so what others left in
+        the cache must not be there.
+        """
+        positions = np.arange(padded_len)
+        positions = np.where(positions < self.batch.seq_lens[members, None], positions, 0)
+        blocks = np.take_along_axis(self.batch.block_table[members], positions // self.block_size, axis=1)
+        return (blocks.astype(np.int64) * self.block_size + positions % self.block_size).ravel()
 
     def _chunks(self) -> list[Chunk]:
         chunks = []
@@ -96,7 +107,10 @@ class SDPAAttention(PagedAttention):
         """query: [group, num_heads, head_dim] -> the same shape"""
         size = len(query)
         keys, values = (
-            x.index_select(0, group.blocks).view(size, -1, layer.num_kv_heads, layer.head_dim).transpose(1, 2)
+            x.flatten(0, 1)
+            .index_select(0, group.slots)
+            .view(size, -1, layer.num_kv_heads, layer.head_dim)
+            .transpose(1, 2)
             for x in (cache.key, cache.value)
         )  # [group, num_kv_heads, padded_len, head_dim]
         if (i, layer.sliding_window) not in self.masks:

@@ -48,6 +48,7 @@ class ModelRunner:
         output = StepOutput(token_ids=[[] for _ in step.request_ids])
         sampled = self._sample(step, batch, hidden, output) if batch.samples.any() else np.empty(0, dtype=np.int64)
         output.prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
+        _report_broken(step, batch, hidden, output)
         self.requests.advance(batch, sampled)
         return output
 
@@ -111,3 +112,18 @@ class ModelRunner:
                 next_ids = torch.from_numpy(self.requests.token_ids[row, start + 1 : stop + 1].astype(np.int64))
                 result[request_id] = prompt_logprobs(logits, next_ids.to(self.device), self.prompt_logprobs[request_id])
         return result
+
+
+def _report_broken(step: StepInput, batch: StepBatch, hidden: Tensor, output: StepOutput) -> None:
+    """End the requests whose hidden states, [num_tokens, hidden_size], are not finite: in the middle of a prompt too.
+
+    Attention carries a NaN to all tokens of the same step, and whole blocks of them may be in the prefix cache by now.
+    It forgets what a failed request wrote in the step at hand, but not what was written in earlier ones.
+    """
+    finite = hidden.sum(dim=-1, dtype=torch.float32).isfinite()
+    if finite.all():
+        return
+    broken = np.logical_or.reduceat(~finite.cpu().numpy(), np.cumsum(batch.query_lens) - batch.query_lens)
+    for i in np.flatnonzero(broken).tolist():
+        output.errors[step.request_ids[i]] = "the model's hidden states contain NaN or infinity"
+        output.token_ids[i] = []
