@@ -1,0 +1,59 @@
+"""What the tests share: tiny checkpoints, made once a session, and engines that are checked when they have run."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports torch: for models this small a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lightvllm import LLM
+from tests.e2e.checkpoint import Checkpoint, make_text_checkpoint
+
+gc.freeze()  # closing an engine collects garbage, and need not look at all that torch and transformers brought
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the end-to-end tests run their engines: cpu, cuda, cuda:N")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    """`checkpoint("qwen3")`: the folder of a case of `tests.models.checkpoints`, and transformers' model of it."""
+    made: dict[str, Checkpoint] = {}
+
+    def get(case: str) -> Checkpoint:
+        if case not in made:
+            made[case] = Checkpoint.make(tmp_path_factory.mktemp(case), case)
+        return made[case]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A Qwen3 of random weights with a byte-level tokenizer, a chat template and a generation config."""
+    return make_text_checkpoint(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def make_llm(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
+    """`make_llm(path, **options)`: an `LLM` that after the test must hold no request and own no cache block."""
+    llms: list[LLM] = []
+
+    def make(path: Path, **options: Any) -> LLM:
+        llm = LLM(path, **{"device": request.config.getoption("--device"), **options})
+        llms.append(llm)
+        return llm
+
+    yield make
+    for llm in llms:
+        llm.engine.core.check_integrity()
+        figures = llm.get_metrics()
+        assert (figures.num_running, figures.num_waiting, figures.num_used_blocks) == (0, 0, 0)
+        assert not llm.engine.has_unfinished_requests()
+        llm.close()
