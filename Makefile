@@ -21,6 +21,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# From nothing to the default model's folder, lightvllm/default_model: about an hour on one core. Goes on where it stopped.
+model: $(STAMP)
+	$(BIN)/python -m lightvllm.training
+
 # The pinned torch goes in first: an open requirement would pull gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard lightvllm/kernels/cpu/*)
 	$(PYTHON) -m venv $(VENV)
