@@ -57,7 +57,8 @@ def test_views_and_broken_views() -> None:
 def test_columns_without_a_type_are_known_by_their_values() -> None:
     assert (
         prompt(
-            "CREATE TABLE t (a, b, c, d, e); INSERT INTO t VALUES (1, 1.5, 'x', '2020-01-01', x'00'), (2, 2, 'y', NULL, NULL)"
+            "CREATE TABLE t (a, b, c, d, e);"
+            "INSERT INTO t VALUES (1, 1.5, 'x', '2020-01-01', x'00'), (2, 2, 'y', NULL, NULL)"
         )
         == "t: a int, b real, c text, d date, e blob"
     )
