@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightvllm.layers.linear import Linear
+from lightvllm.model_config import read_json
 from lightvllm.models.decoder import CausalLM
 
 
@@ -69,8 +70,28 @@ def load_weights(model: CausalLM, path: Path, dtype: torch.dtype, device: torch.
     model.tie_weights()
 
 
+def _weight_files(path: Path) -> list[Path]:
+    """model.safetensors, else the files that the index names, else all there are; as transformers chooses.
+
+    There may be more that must not be read: the weights again under other names, as Mistral ships them, or an adapter.
+    """
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(path.glob("*.safetensors"))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: expected a weight_map from tensors to files, found {weight_map!r:.80}")
+    files = [path / name for name in sorted(set(weight_map.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"model: {str(path)!r} misses files that {index.name} names: {', '.join(missing)}")
+    return files
+
+
 def _open_tensors(path: Path) -> dict:
-    files = sorted(path.glob("*.safetensors"))
+    files = _weight_files(path)
     if not files:
         raise ValueError(f"model: {str(path)!r} has no *.safetensors file")
     tensors: dict = {}
