@@ -178,7 +178,7 @@ class TestFolders:
                 LLM(name)
 
     def test_not_a_model(self, tmp_path: Path, text_checkpoint: Checkpoint) -> None:
-        with pytest.raises(ValueError, match="config.json"):
+        with pytest.raises(ValueError, match=r"config\.json"):
             LLM(tmp_path)
         with pytest.raises(ValueError, match="model"):
             LLM(text_checkpoint.path / "config.json")

@@ -49,7 +49,7 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 
 
 class TestNotANumber:
-    BAD = [*PROMPTS[0][:20], POISON, *PROMPTS[0][20:]]
+    BAD = [*PROMPTS[0][:20], POISON, *PROMPTS[0][20:]]  # noqa: RUF012
 
     @pytest.fixture
     def expected(self, poisoned: Path, make_llm: Callable[..., LLM], backend: str) -> list[list[int]]:
