@@ -1,20 +1,21 @@
 """What the tests share: tiny checkpoints, made once a session, and engines that are checked when they have run."""
 
+from __future__ import annotations
+
 import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:  # the tests of the engine run where there is no torch
+    from lightvllm import LLM
+    from tests.e2e.checkpoint import Checkpoint
+
 # Before anything imports torch: for models this small a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from lightvllm import LLM
-from tests.e2e.checkpoint import Checkpoint, make_text_checkpoint
-
-gc.freeze()  # closing an engine collects garbage, and need not look at all that torch and transformers brought
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
     """`checkpoint("qwen3")`: the folder of a case of `tests.models.checkpoints`, and transformers' model of it."""
+    from tests.e2e.checkpoint import Checkpoint
+
     made: dict[str, Checkpoint] = {}
 
     def get(case: str) -> Checkpoint:
@@ -37,12 +40,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
 @pytest.fixture(scope="session")
 def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A Qwen3 of random weights with a byte-level tokenizer, a chat template and a generation config."""
+    from tests.e2e.checkpoint import make_text_checkpoint
+
     return make_text_checkpoint(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture
 def make_llm(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
     """`make_llm(path, **options)`: an `LLM` that after the test must hold no request and own no cache block."""
+    from lightvllm import LLM
+
+    gc.freeze()  # closing an engine collects garbage, and need not look at all that torch and transformers brought
     llms: list[LLM] = []
 
     def make(path: Path, **options: Any) -> LLM:
@@ -57,3 +65,4 @@ def make_llm(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
         assert (figures.num_running, figures.num_waiting, figures.num_used_blocks) == (0, 0, 0)
         assert not llm.engine.has_unfinished_requests()
         llm.close()
+    gc.unfreeze()

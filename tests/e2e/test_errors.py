@@ -250,7 +250,7 @@ class TestClosed:
 
         def num_elements() -> int:
             gc.collect()
-            return sum(x.numel() for x in gc.get_objects() if isinstance(x, torch.Tensor))
+            return sum(x.numel() for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter))
 
         before = num_elements()
         llm = LLM(text_checkpoint.path, max_model_len=160)
