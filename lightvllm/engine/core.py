@@ -1,11 +1,14 @@
 """The engine core: schedule a step, run it, take in its results; again."""
 
+import logging
 from collections.abc import Iterable
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.executor.base import Executor
+
+logger = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -37,18 +40,20 @@ class EngineCore:
         A failure ends the request that causes it and no other: when a step of several fails, nothing of it counts, and
         the next steps run each of its requests alone until it has a token or fails.
         """
-        step = self.scheduler.schedule()
-        if not step.request_ids:
-            assert not self.has_unfinished(), "requests are left, but none can be scheduled"
-            return []
         try:
-            output = self.executor.execute(step)
-        except Exception as error:
-            return self.scheduler.fail(step, f"{type(error).__name__}: {error}")
-        except BaseException:  # the user's interrupt, say: no request is to blame, but the step may be half done
-            self.scheduler.forget(step)
+            step = self.scheduler.schedule()
+            if not step.request_ids:
+                assert not self.has_unfinished(), "requests are left, but none can be scheduled"
+                return []
+            try:
+                output = self.executor.execute(step)
+            except Exception as error:
+                logger.exception("a step of %d requests failed", len(step.request_ids))
+                return self.scheduler.fail(f"{type(error).__name__}: {error}")
+            return self.scheduler.update(output)
+        except BaseException:  # the user's interrupt, or a bug of ours: no request is to blame
+            self.scheduler.forget()
             raise
-        return self.scheduler.update(step, output)
 
     def has_unfinished(self) -> bool:
         """Whether any request is running or waiting."""

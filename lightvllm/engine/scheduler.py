@@ -87,7 +87,8 @@ class Scheduler:
         self._dropped: dict[str, None] = {}  # the ids to tell the worker of in the next step, in order
         self._no_room = False  # the first waiting request did not fit, and no block was freed since
         self._suspects: deque[Request] = deque()  # of a failed step, each to be run alone
-        # Of the step in flight: its requests, in the order of the step, and the blocks each one made findable.
+        # The step in flight: its message, its requests in the same order, and the blocks each one made findable.
+        self._step = StepInput()
         self._scheduled: list[Request] = []
         self._registered: dict[Request, list[int]] = {}
 
@@ -118,7 +119,7 @@ class Scheduler:
     def schedule(self) -> StepInput:
         """Decide the next step. Empty only when no request is left."""
         assert not self._scheduled, "the last step has neither been updated, failed nor forgotten"
-        step = StepInput()
+        step = self._step = StepInput()
         while self._suspects and self._suspects[0].status is RequestStatus.FINISHED:
             self._suspects.popleft()
         if self._suspects:
@@ -133,9 +134,9 @@ class Scheduler:
             self._dropped.clear()
         return step
 
-    def update(self, step: StepInput, output: StepOutput) -> list[CoreOutput]:
+    def update(self, output: StepOutput) -> list[CoreOutput]:
         """Take in the results of the step; returns what each request got, where it got anything."""
-        scheduled = self._scheduled
+        step, scheduled = self._step, self._scheduled
         assert len(output.token_ids) == len(scheduled), f"{len(output.token_ids)} results of {len(scheduled)} requests"
         outputs = self._end_failed(output.errors) if output.errors else []
         any_finished = False
@@ -170,23 +171,32 @@ class Scheduler:
         self._registered = {}
         return outputs
 
-    def fail(self, step: StepInput, error: str) -> list[CoreOutput]:
+    def fail(self, error: str) -> list[CoreOutput]:
         """The step failed as a whole. A request that ran alone is ended; of several, each is tried alone next."""
+        ran_alone = len(self._scheduled) == 1
         scheduled = [request for request in self._scheduled if request.status is RequestStatus.RUNNING]
-        self.forget(step)
-        if len(step.request_ids) == 1:
+        self.forget()
+        if ran_alone:
             return [self._end(request, "error", error) for request in scheduled]
         self._suspects.extend(scheduled)
         return []
 
-    def forget(self, step: StepInput) -> None:
+    def forget(self) -> None:
         """Nothing is known of the outcome of the step: compute its tokens again, and cache nothing of it.
 
-        Its requests go back to the waiting ones, so that the worker is told all about them once more.
+        Its requests go back to the waiting ones, so that the worker is told all about them once more. The step may have
+        been cut short anywhere, by an interrupt in the middle of `schedule` or `update` too.
         """
+        step, self._step = self._step, StepInput()
         # Whether the worker took note of the dropped ones is not known either.
         self._dropped = dict.fromkeys([*step.dropped_request_ids, *self._dropped])
         self._recompute(self._scheduled)
+        # What has blocks of which the worker will not hear: only if `schedule` came no further.
+        for request_id in [*(request.request_id for request in step.new_requests), *step.new_block_ids]:
+            request = self.requests.get(request_id)
+            if request is not None and request.status is RequestStatus.RUNNING:
+                self._put_back(request)
+        self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
         self._scheduled = []
         self._registered = {}
 

@@ -1,9 +1,11 @@
 """The engine core over a worker without a model: every schedule gives every request the same tokens."""
 
+import importlib
 import random
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 
 import msgspec
 import pytest
@@ -232,6 +234,52 @@ def test_an_interrupt_does_not_leave_the_first_in_line_waiting() -> None:
         check_output(core, collector, request)
 
 
+@pytest.mark.parametrize(
+    ("place", "call"),
+    [
+        *(("scheduler.Scheduler._hand_out", call) for call in (1, 2, 3)),
+        *(("scheduler.Scheduler._grow", call) for call in (1, 2)),
+        *(("prefix_cache.PrefixCache.register", call) for call in (1, 2)),
+        *(("request.Request.append", call) for call in (1, 2, 3, 5)),
+        ("scheduler.Scheduler._admit", 1),
+    ],
+)
+def test_an_interrupt_of_the_scheduler_leaves_the_engine_usable(
+    place: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, executor = make_core()
+    executor.forgives_unknown_drops = True
+    collector = Collector()
+    requests = [make_request(name, [1, 2, 3, 4, 5, 6], max_tokens=9) for name in ("a", "b", "c")]
+    for request in requests:
+        core.add_request(request)
+    collector.take(core.step())
+    requests.append(make_request("d", [1, 2, 3, 4, 9, 9], max_tokens=9))
+    core.add_request(requests[-1])
+
+    owner = getattr(importlib.import_module(f"lightvllm.engine.{place.split('.')[0]}"), place.split(".")[1])
+    name, num_calls = place.split(".")[2], count(1)
+    original = getattr(owner, name)
+
+    def interrupted(*args: object) -> object:
+        result = original(*args)
+        if next(num_calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(core, collector)
+    core.check_integrity()
+    if name == "append":  # the tokens of the step that were taken in by then are lost to the reader
+        core.abort([request.request_id for request in requests])
+        requests = [make_request("e", [1, 2, 3, 4, 5, 6], max_tokens=9)]
+        core.add_request(requests[0])
+    run(core, collector)
+    for request in requests:
+        check_output(core, collector, request)
+
+
 def test_a_request_added_again_after_a_crash_goes_on_with_the_same_tokens() -> None:
     core, _ = make_core()
     request = make_request("a", [1, 2, 3], max_tokens=9)
@@ -353,10 +401,10 @@ class EngineMachine(RuleBasedStateMachine):
             self.aborted.update(victims)
             ends = scheduler.abort(victims)
             if data.draw(st.booleans()) and not self.poisoned.intersection(step.request_ids):
-                self.collector.take(scheduler.update(step, self.executor.execute(step)))
+                self.collector.take(scheduler.update(self.executor.execute(step)))
             else:
                 self.executor.fail_halfway(step)
-                outputs = scheduler.fail(step, "lost")
+                outputs = scheduler.fail("lost")
                 self.poisoned.update(step.request_ids if len(step.request_ids) == 1 else [])
                 self.collector.take(outputs)
             self.collector.take(ends)

@@ -29,7 +29,7 @@ def results(scheduler: Scheduler, step: StepInput, token_id: int = 7) -> StepOut
 
 def run_step(scheduler: Scheduler, token_id: int = 7) -> tuple[StepInput, list[CoreOutput]]:
     step = scheduler.schedule()
-    outputs = scheduler.update(step, results(scheduler, step, token_id))
+    outputs = scheduler.update(results(scheduler, step, token_id))
     scheduler.check_integrity()
     return step, outputs
 
@@ -183,7 +183,7 @@ def test_siblings_admitted_in_one_step_share_their_prompt() -> None:
     step = scheduler.schedule()
     assert scheduled(step) == {"r0": 10, "r1": 2, "r2": 2}
     assert scheduler.stats().num_used_blocks == 2 + 3
-    scheduler.update(step, results(scheduler, step))
+    scheduler.update(results(scheduler, step))
     scheduler.check_integrity()
 
 
@@ -210,14 +210,14 @@ def test_prompt_logprobs_are_computed_and_delivered_once() -> None:
         output = results(scheduler, step)
         end = min(start + step.num_scheduled_tokens[0], 7)
         output.prompt_logprobs = {"b": [logprobs_at(tokens(0, position + 1)) for position in range(start, end)]}
-        for core_output in scheduler.update(step, output):
+        for core_output in scheduler.update(output):
             delivered.extend(core_output.prompt_logprobs or [])
         return step
 
     assert scheduled(step_of_b()) == {"b": 6}
     assert len(delivered) == 6
-    step = scheduler.schedule()
-    scheduler.forget(step)
+    scheduler.schedule()
+    scheduler.forget()
     assert step_of_b().new_requests[0].num_computed_tokens == 4  # six were delivered: four of them are a full block
     step_of_b()
     assert delivered == [logprobs_at(tokens(0, count)) for count in range(1, 8)]
@@ -248,9 +248,9 @@ def test_what_ends_a_request(
 ) -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request("a", [1, 2, 3], logprobs=0, **kwargs))
-    step = scheduler.schedule()
+    scheduler.schedule()
     entries = [logprobs_at([position]) for position in range(len(sampled))]
-    (output,) = scheduler.update(step, StepOutput([sampled], logprobs={"a": entries}))
+    (output,) = scheduler.update(StepOutput([sampled], logprobs={"a": entries}))
     assert (output.new_token_ids, output.finish_reason, output.stop_reason) == (kept, finish_reason, stop_reason)
     assert output.logprobs == entries[: len(kept)]
     assert bool(scheduler.requests) == (finish_reason is None)
@@ -322,7 +322,7 @@ def test_abort_frees_at_any_moment() -> None:
     assert step.dropped_request_ids == ["running"]
     scheduler.abort(["flying"])
     output = StepOutput([[7], [7]])
-    assert [core_output.request_id for core_output in scheduler.update(step, output)] == ["waiting"]
+    assert [core_output.request_id for core_output in scheduler.update(output)] == ["waiting"]
     scheduler.check_integrity()
     scheduler.abort(["waiting"])
     assert scheduler.stats().num_used_blocks == 0
@@ -347,7 +347,7 @@ def test_an_id_can_come_back_in_the_step_that_drops_it() -> None:
     step = scheduler.schedule()
     scheduler.abort(["a"])
     scheduler.add(make_request("a", [4, 5, 6, 7]))
-    assert scheduler.update(step, StepOutput([[9]])) == []  # that was the other one's
+    assert scheduler.update(StepOutput([[9]])) == []  # that was the other one's
     assert scheduler.requests["a"].token_ids == [4, 5, 6, 7]
     step = scheduler.schedule()
     assert step.dropped_request_ids == ["a"]
@@ -361,12 +361,12 @@ def test_a_request_added_with_output_goes_on_from_there() -> None:
     assert scheduled(step) == {"a": 4}
     assert step.new_requests[0].num_prompt_tokens == 2
     entries = [logprobs_at([1])]
-    (output,) = scheduler.update(step, StepOutput([[5]], prompt_logprobs={"a": entries}))
+    (output,) = scheduler.update(StepOutput([[5]], prompt_logprobs={"a": entries}))
     assert output == CoreOutput("a", [5], finish_reason="length")  # the prompt's were delivered before
 
 
-@pytest.mark.parametrize("end", [Scheduler.forget, lambda scheduler, step: scheduler.fail(step, "boom")])
-def test_nothing_of_a_failed_step_stays_cached(end: Callable[[Scheduler, StepInput], object]) -> None:
+@pytest.mark.parametrize("end", [Scheduler.forget, lambda scheduler: scheduler.fail("boom")])
+def test_nothing_of_a_failed_step_stays_cached(end: Callable[[Scheduler], object]) -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request("a", tokens(0, 6)))
     run_step(scheduler)
@@ -374,9 +374,9 @@ def test_nothing_of_a_failed_step_stays_cached(end: Callable[[Scheduler, StepInp
     scheduler.add(make_request("b", tokens(100, 9)))
     scheduler.add(make_request("c", tokens(100, 9)))
     scheduler.add(make_request("gone", tokens(200, 9)))
-    step = scheduler.schedule()  # with this, the second block of `a` would be full
+    scheduler.schedule()  # with this, the second block of `a` would be full
     scheduler.abort(["gone"])
-    end(scheduler, step)
+    end(scheduler)
     scheduler.check_integrity()
     assert scheduler.stats().num_used_blocks == 0
     for name, prompt, num_cached in (
@@ -395,9 +395,9 @@ def test_an_aborted_request_that_failed_leaves_nothing_cached() -> None:
     scheduler = make_scheduler()
     for name, start in (("a", 0), ("b", 100)):
         scheduler.add(make_request(name, tokens(start, 9)))
-    step = scheduler.schedule()
+    scheduler.schedule()
     scheduler.abort(["a"])
-    assert scheduler.update(step, StepOutput([[], [7]], errors={"a": "bad luck"})) == [CoreOutput("b", [7])]
+    assert scheduler.update(StepOutput([[], [7]], errors={"a": "bad luck"})) == [CoreOutput("b", [7])]
     assert scheduler.prefix_cache.match(make_request("x", tokens(0, 9))) == []
     assert len(scheduler.prefix_cache.match(make_request("x", tokens(100, 9)))) == 2
 
@@ -408,7 +408,7 @@ def test_who_shared_with_a_request_that_failed_is_computed_again() -> None:
         scheduler.add(make_request(name, prompt))
     step = scheduler.schedule()
     assert scheduled(step) == {"a": 9, "b": 2, "c": 9, "d": 1}
-    outputs = scheduler.update(step, StepOutput([[], [66], [7], [66]], errors={"a": "bad luck"}))
+    outputs = scheduler.update(StepOutput([[], [66], [7], [66]], errors={"a": "bad luck"}))
     assert outputs == [CoreOutput("a", [], finish_reason="error", error="bad luck"), CoreOutput("c", [7])]
     scheduler.check_integrity()
     step = scheduler.schedule()
