@@ -1,8 +1,8 @@
 """What a user can set: one frozen dataclass, checked once, from which the command line's flags are made too."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from lightvllm.sampling_params import refuse_unknown_arguments
 
@@ -23,7 +23,7 @@ class EngineConfig:
     tokenizer: str | None = _option(None, "folder or hub name of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _option(False, "load no tokenizer: prompts are token ids, outputs have no text")
     revision: str | None = _option(None, "branch, tag or commit of a hub model")
-    hf_token: str | None = _option(None, "token for the hub")
+    hf_token: str | None = field(default=None, repr=False, metadata={"help": "token for the hub"})
     hf_overrides: dict[str, Any] | None = field(
         default=None, metadata={"help": "values that take the place of config.json's (JSON)"}
     )
@@ -45,28 +45,35 @@ class EngineConfig:
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Literal["auto", "kernel", "sdpa", "reference"] = _option("auto", "attention implementation")
+    # What vLLM's users set explicitly and has one value here so far: that one is taken, any other is an error.
+    tensor_parallel_size: Literal[1] = _option(1, "devices that share the model: one so far")
+    enforce_eager: Literal[True] = _option(True, "run without captured graphs: always so far")
+    trust_remote_code: Literal[False] = _option(False, "run code from a checkpoint: never")
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_model_len", "kv_cache_memory_bytes"):
+        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))  # vLLM takes torch.bfloat16, too
+        for option in fields(self):
+            _check_type(option.name, getattr(self, option.name), option.type)
+        least = {"max_num_seqs": 1, "max_num_batched_tokens": 1, "block_size": 1, "max_model_len": 2}
+        least |= {"kv_cache_memory_bytes": 1, "long_prefill_token_threshold": 0, "max_logprobs": -1}
+        for name, bound in least.items():
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
-        _require(
-            0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", self.gpu_memory_utilization, "in (0, 1]"
-        )
-        _require(self.max_logprobs >= -1, "max_logprobs", self.max_logprobs, "at least -1")
-        for name in ("scheduling_policy", "attention_backend"):
-            choices = option_choices(name)
-            _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
+            if value is not None and value < bound:
+                raise ValueError(f"{name}: {value} is out of range, expected at least {bound}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization: {self.gpu_memory_utilization} is out of range, expected (0, 1]")
 
 
-def option_choices(name: str) -> list[str]:
-    """The values a Literal-typed option of `EngineConfig` allows."""
-    annotation = EngineConfig.__annotations__[name]
-    return list(annotation.__args__)
-
-
-def _require(condition: bool, name: str, value: Any, bound: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}: {value!r} is out of range, expected {bound}")
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raise a ValueError unless the value is of the annotated type: a class, a Literal, or either of these or None."""
+    if get_origin(annotation) is Literal:
+        if not any(
+            value is choice or (value == choice and type(value) is type(choice)) for choice in annotation.__args__
+        ):
+            raise ValueError(f"{name}: {value!r} is not supported, expected one of {list(annotation.__args__)}")
+        return
+    kinds = tuple(get_origin(kind) or kind for kind in (get_args(annotation) or (annotation,)))
+    is_number = float in kinds and type(value) is int
+    if not (type(value) in kinds or is_number):
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{name}: {value!r} is a {type(value).__name__}, expected {expected}")

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.tokenizer import Tokenizer
 from lightvllm.hub import resolve_model
-from lightvllm.model_config import ModelConfig, read_generation_defaults
+from lightvllm.model_config import ModelConfig, read_generation_config
 from lightvllm.outputs import RequestOutput
 from lightvllm.sampling_params import SamplingParams
 
@@ -46,13 +47,19 @@ class LLM:
     def __init__(self, model: str | Path, **options: Any) -> None:
         self.config = config = EngineConfig(model=str(model), **options)
         path = resolve_model(config.model, config.revision, config.hf_token)
-        self.model_config = ModelConfig.from_pretrained(path, config.hf_overrides)
+        model_config = ModelConfig.from_pretrained(path, config.hf_overrides)
         self.tokenizer: Tokenizer | None = None
         if not config.skip_tokenizer_init:
-            self.tokenizer = Tokenizer.from_pretrained(resolve_model(config.tokenizer) if config.tokenizer else path)
-        self.default_sampling_params = read_generation_defaults(config.generation_config, self.model_config)
-        self.chat_template = _read_template(config.chat_template)
-        self.engine = _build_engine(config, self.model_config, self.tokenizer)
+            folder = (
+                resolve_model(config.tokenizer, token=config.hf_token, field="tokenizer") if config.tokenizer else path
+            )
+            self.tokenizer = Tokenizer.from_pretrained(folder)
+        self.default_sampling_params, eos = read_generation_config(config.generation_config, model_config)
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            eos = (*eos, self.tokenizer.eos_token_id)
+        self.model_config = replace(model_config, eos_token_ids=tuple(dict.fromkeys(eos)))
+        self.chat_template = self._read_template(config.chat_template)
+        self.engine = _build_engine(path, config, self.model_config, self.tokenizer)
         self.request_ids = map(str, itertools.count())
         self.is_closed = False
 
@@ -108,6 +115,9 @@ class LLM:
         conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         if self.tokenizer is None:
             raise ValueError("chat needs a tokenizer, which skip_tokenizer_init left out")
+        named = {"tools", "chat_template", "add_generation_prompt", "continue_final_message"}
+        for name in named & (chat_template_kwargs or {}).keys():
+            raise ValueError(f"chat_template_kwargs: {name!r} is an argument of chat itself")
         prompts = [
             self.tokenizer.apply_chat_template(
                 conversation,  # type: ignore[arg-type]
@@ -134,8 +144,8 @@ class LLM:
         params = self._one_each(prompts, sampling_params)
         if priority is not None and len(priority) != len(prompts):
             raise ValueError(f"priority: {len(priority)} values for {len(prompts)} prompts")
-        if priority is not None and self.config.scheduling_policy != "priority":
-            raise ValueError('priority: it only means something with scheduling_policy="priority"')
+        if self.engine.has_unfinished_requests():
+            raise RuntimeError("requests that were added to the engine itself are not finished: step it until they are")
         request_ids = [next(self.request_ids) for _ in prompts]
         outputs: dict[str, RequestOutput] = {}
         try:
@@ -169,6 +179,18 @@ class LLM:
             raise ValueError(f"sampling_params: {len(params)} given for {len(prompts)} prompts")
         return list(params)
 
+    def _read_template(self, template: str | None) -> str | None:
+        """A template as it is, by the name the tokenizer has for it, or in a file."""
+        names = self.tokenizer.chat_templates if self.tokenizer is not None else {}
+        if template is None or "{" in template or template in names:
+            return template
+        path = Path(template)
+        if not path.is_file():
+            raise ValueError(
+                f"chat_template: {template!r} is neither a Jinja template, nor a file, nor in {sorted(names)}"
+            )
+        return path.read_text(encoding="utf-8")
+
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer.
 
@@ -192,7 +214,7 @@ class LLM:
         self.engine.core.reset_prefix_cache()
 
     def close(self) -> None:
-        """Free weights and KV cache. Further calls raise a RuntimeError."""
+        """Free weights and KV cache. After it `generate` and `chat` raise a RuntimeError."""
         self.is_closed = True
         self.engine.core.shutdown()
 
@@ -205,10 +227,12 @@ class LLM:
         self.close()
 
 
-def _build_engine(config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer | None) -> LLMEngine:
+def _build_engine(
+    path: Path, config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer | None
+) -> LLMEngine:
     from lightvllm.executor.local import LocalExecutor  # imports torch, which nothing above needs
 
-    executor = LocalExecutor(config, model_config)
+    executor = LocalExecutor(path, config, model_config)
     plan = executor.plan
     logger.info("%s", plan)
     caches_prefixes = config.enable_prefix_caching
@@ -233,13 +257,3 @@ def _build_engine(config: EngineConfig, model_config: ModelConfig, tokenizer: To
         ),
     )
     return LLMEngine(core, tokenizer, model_config, seed=config.seed, max_logprobs=config.max_logprobs)
-
-
-def _read_template(template: str | None) -> str | None:
-    """A template as it is, or the contents of the file it names."""
-    if template is None or "{" in template:
-        return template
-    path = Path(template)
-    if not path.is_file():
-        raise ValueError(f"chat_template: {template!r} is neither a Jinja template nor a file")
-    return path.read_text(encoding="utf-8")

@@ -1,10 +1,20 @@
 """What a checkpoint folder says about its model: config.json and generation_config.json, read without torch."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# The fields of config.json that may be missing there and still mean something here.
+_READ = frozenset(
+    (
+        "architectures", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps",
+        "rope_parameters", "rope_theta", "original_max_position_embeddings", "sliding_window", "use_sliding_window",
+        "max_window_layers", "layer_types", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "dtype",
+        "eos_token_id",
+    )
+)  # fmt: skip
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -49,6 +59,13 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def longest(self) -> float:
+        """The most tokens the positions are made for; a stretched rope reaches further than the original context."""
+        if self.rope.type == "dynamic":
+            return math.inf
+        return max(self.max_position_embeddings, self.rope.factor * self.rope.original_max_position_embeddings)
+
     @classmethod
     def from_pretrained(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> "ModelConfig":
         """Read a checkpoint folder; `overrides` take the place of config.json's values.
@@ -61,7 +78,7 @@ class ModelConfig:
             raise ValueError(f"model: no folder {str(path)!r}; give a Hugging Face checkpoint folder or a hub name")
         if not (path / "config.json").is_file():
             raise ValueError(f"model: {str(path)!r} has no config.json, so it is not a Hugging Face checkpoint folder")
-        hf = read_json(path / "config.json") | (overrides or {})
+        hf = _override(read_json(path / "config.json"), overrides or {})
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.is_file() else {}
         return cls.from_hf(hf, generation)
@@ -82,8 +99,9 @@ class ModelConfig:
             raise ValueError(
                 f"config.json: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
             )
+        if hf.get("quantization_config"):
+            raise ValueError("config.json: has a quantization_config; quantized checkpoints are not supported yet")
         max_positions = hf.get("max_position_embeddings", 2048)
-        eos = generation.get("eos_token_id", hf.get("eos_token_id"))
         return cls(
             architecture=architectures[0],
             vocab_size=hf["vocab_size"],
@@ -102,7 +120,7 @@ class ModelConfig:
             mlp_bias=bool(hf.get("mlp_bias", False)),
             hidden_act=hf.get("hidden_act", "silu"),
             dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32",
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            eos_token_ids=eos_token_ids(generation) or eos_token_ids(hf),
             generation_defaults=_generation_defaults(generation),
         )
 
@@ -122,20 +140,49 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_generation_defaults(source: str, model: ModelConfig) -> dict[str, Any]:
-    """Sampling parameters to use where a request has none: "auto" the model's own, "vllm" none, or those of a folder.
+def read_generation_config(source: str, model: ModelConfig) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Sampling parameters to use where a request has none, and the end-of-sequence tokens.
+
+    Args:
+        source: "auto" takes the model's own, "vllm" no parameters, and a folder's name what is there.
 
     Raises:
         ValueError: the folder has no generation_config.json.
     """
     if source == "auto":
-        return model.generation_defaults
+        return model.generation_defaults, model.eos_token_ids
     if source == "vllm":
-        return {}
+        return {}, model.eos_token_ids
     path = Path(source) / "generation_config.json"
     if not path.is_file():
         raise ValueError(f"generation_config: expected 'auto', 'vllm' or a folder with {path.name}, found {source!r}")
-    return _generation_defaults(read_json(path))
+    generation = read_json(path)
+    return _generation_defaults(generation), eos_token_ids(generation) or model.eos_token_ids
+
+
+def eos_token_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    """The end-of-sequence tokens that config.json or generation_config.json names."""
+    eos = config.get("eos_token_id")
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+
+
+def _override(hf: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """config.json with some values replaced, under their older names too.
+
+    Raises:
+        ValueError: neither config.json nor `ModelConfig` knows a name.
+    """
+    older = {"torch_dtype": "dtype", "rope_scaling": "rope_parameters"}
+    for name in overrides:
+        if name not in hf and name not in _READ and name not in older:
+            raise ValueError(f"hf_overrides: {name!r} is not in config.json, which has {sorted(hf)}")
+    result = hf | {older.get(name, name): value for name, value in overrides.items()}
+    if "rope_theta" in overrides and result.get("rope_parameters"):
+        result["rope_parameters"] = result["rope_parameters"] | {"rope_theta": overrides["rope_theta"]}
+    elif "rope_scaling" in overrides and (hf.get("rope_parameters") or {}).get("rope_theta"):
+        theta = {"rope_theta": hf["rope_parameters"]["rope_theta"]}  # where transformers 5 keeps it
+        result["rope_parameters"] = theta | (overrides["rope_scaling"] or {})
+    return result
 
 
 def _rope(hf: dict[str, Any], max_positions: int) -> RopeConfig:
@@ -148,9 +195,11 @@ def _rope(hf: dict[str, Any], max_positions: int) -> RopeConfig:
         raise ValueError(f"config.json: rope type {rope_type!r} is not supported, expected one of {list(ROPE_TYPES)}")
     if scaling.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
         raise ValueError("config.json: partial_rotary_factor below 1 is not supported")
+    needed = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(rope_type, ("factor",))
+    for name in needed:
+        if not isinstance(scaling.get(name), int | float):
+            raise ValueError(f"config.json: rope type {rope_type!r} needs a {name}, found {scaling.get(name)!r}")
     factor = scaling.pop("factor", None)
-    if rope_type != "default" and factor is None:
-        raise ValueError(f"config.json: rope type {rope_type!r} needs a factor")
     original = scaling.pop("original_max_position_embeddings", None)
     original = original or hf.get("original_max_position_embeddings") or max_positions
     return RopeConfig(rope_type, float(theta), float(factor or 1.0), int(original), scaling)
@@ -159,12 +208,14 @@ def _rope(hf: dict[str, Any], max_positions: int) -> RopeConfig:
 def _layer_windows(hf: dict[str, Any]) -> tuple[int | None, ...]:
     num_layers = hf["num_hidden_layers"]
     window = hf.get("sliding_window")
-    if window is None or hf.get("use_sliding_window") is False:
+    # Qwen slides only where `use_sliding_window` says so; Mistral knows no such field.
+    is_optional = "max_window_layers" in hf or "use_sliding_window" in hf
+    if window is None or (is_optional and not hf.get("use_sliding_window")):
         return (None,) * num_layers
     layer_types = hf.get("layer_types")
     if layer_types is None:
-        # Checkpoints from before `layer_types`: Qwen2 slides from layer `max_window_layers` on, Mistral everywhere.
-        first = hf.get("max_window_layers", num_layers) if "use_sliding_window" in hf else 0
+        # Checkpoints from before `layer_types`: Qwen slides from layer `max_window_layers` on, Mistral everywhere.
+        first = hf.get("max_window_layers", num_layers) if is_optional else 0
         layer_types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
     known = {"full_attention": None, "sliding_attention": window}
     if len(layer_types) != num_layers or not set(layer_types) <= known.keys():

@@ -220,7 +220,11 @@ def validate_for_model(params: SamplingParams, vocab_size: int, max_logprobs: in
                 raise ValueError(f"{name} has token id {token_id}, but the vocabulary ends at {vocab_size - 1}")
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(params, name)
-        if asked is None or max_logprobs == -1:
+        if asked is None:
+            continue
+        if asked > vocab_size:
+            raise _out_of_bound(name, asked, f"at most the size of the vocabulary, which is {vocab_size}")
+        if max_logprobs == -1:
             continue
         wanted = vocab_size if asked == -1 else asked
         if wanted > max_logprobs:

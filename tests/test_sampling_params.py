@@ -153,7 +153,9 @@ def test_within_the_model():
     edge = SamplingParams(stop_token_ids=[99], allowed_token_ids=[0], logit_bias={99: 1.0}, logprobs=20)
     validate_for_model(edge, vocab_size=100, max_logprobs=20)
     validate_for_model(SamplingParams(logprobs=-1), vocab_size=100, max_logprobs=100)
-    validate_for_model(SamplingParams(logprobs=-1, prompt_logprobs=500), vocab_size=100, max_logprobs=-1)
+    validate_for_model(SamplingParams(logprobs=-1, prompt_logprobs=100), vocab_size=100, max_logprobs=-1)
+    with pytest.raises(ValueError, match=r"prompt_logprobs is 101.*vocabulary, which is 100"):
+        validate_for_model(SamplingParams(prompt_logprobs=101), vocab_size=100, max_logprobs=-1)
 
 
 def test_a_field_changed_afterwards_is_checked_again():

@@ -18,10 +18,30 @@ BACKENDS = {
 }
 
 
-def attention_backend(name: str, device: torch.device, model: ModelConfig) -> "type[PagedAttention]":
-    """The backend of that name; "auto" is our kernel where there is a compiled one for the device and the head size."""
+def attention_backend(
+    name: str, device: torch.device, dtype: torch.dtype, model: ModelConfig
+) -> "type[PagedAttention]":
+    """The backend of that name; "auto" is our kernel where it can run.
+
+    Raises:
+        ValueError: it was asked for by name and cannot run.
+    """
+    reason = _why_not_kernel(device, dtype, model)
     if name == "auto":
-        fits = model.head_dim % 16 == 0 and model.num_heads // model.num_kv_heads <= 16
-        name = "kernel" if kernels.COMPILED and device.type == "cpu" and fits else "sdpa"
+        name = "sdpa" if reason else "kernel"
+    elif name == "kernel" and reason:
+        raise ValueError(f"attention_backend: 'kernel' cannot run, {reason}; 'auto' takes one that can")
     module, backend = BACKENDS[name]
     return getattr(import_module(module), backend)
+
+
+def _why_not_kernel(device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str | None:
+    if device.type != "cpu" or not kernels.COMPILED:
+        return f"as no compiled kernels are there for {device.type}"
+    if dtype not in kernels.COMPILED_TYPES:
+        return f"as the compiled kernels do not know {dtype}"
+    if model.head_dim % 16:
+        return f"as the head size, {model.head_dim}, is not a multiple of 16"
+    if model.num_heads // model.num_kv_heads > 16:
+        return f"as {model.num_heads // model.num_kv_heads} query heads share a key, more than 16"
+    return None

@@ -13,6 +13,7 @@ from lightvllm import __version__, kernels
 from lightvllm.attention.registry import attention_backend
 from lightvllm.layers.linear import can_pack
 from lightvllm.model_config import ModelConfig
+from lightvllm.models.bare import torch_dtype
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
 # The extensions that decide which matrix kernels a processor can run.
@@ -41,7 +42,7 @@ def describe_machine(model: ModelConfig | None = None) -> dict[str, Any]:
         "memory": {"total": memory.total, "available": memory.available},
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "compiled_kernels": kernels.COMPILED,
-        "attention": {str(device): attention_backend("auto", device, model).__name__ for device in devices if model},
+        "attention": {str(device): _attention(device, model) for device in devices if model},
         "linear": {str(device): {dtype: _linear(device, dtype) for dtype in DTYPES} for device in devices},
     }
 
@@ -55,6 +56,10 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def _attention(device: torch.device, model: ModelConfig) -> str:
+    return attention_backend("auto", device, torch_dtype("auto", model), model).__name__
 
 
 def _linear(device: torch.device, dtype: str) -> str:

@@ -36,7 +36,6 @@ Standard input may be a pipe: each line is a message, and the answers are all th
 def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Add the verb to the command line."""
     parser = add_verb(verbs, "chat", run, "talk with a model", DESCRIPTION)
-    parser.set_defaults(log_level="INFO")
     parser.add_argument("--system", metavar="TEXT", default="", help="the system message")
     add_engine_flags(parser, skip={"skip_tokenizer_init"})
     add_sampling_flags(parser, skip={"n", "logprobs", "prompt_logprobs", "detokenize"})

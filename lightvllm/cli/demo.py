@@ -32,7 +32,6 @@ SHOWN_ROWS = 8
 def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Add the verb to the command line."""
     parser = add_verb(verbs, "demo", run, "see a batch of questions about a database answered", DESCRIPTION)
-    parser.set_defaults(log_level="INFO")
     parser.add_argument(
         "--ask", action="append", metavar="QUESTION", help="ask this instead; may be given several times"
     )

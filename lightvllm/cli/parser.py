@@ -63,7 +63,7 @@ def add_verb(
         description=f"{summary[0].upper()}{summary[1:]}.\n{description}",
     )
     parser.add_argument("--debug", action="store_true", help="show log messages, and the traceback of an error")
-    parser.set_defaults(run=run, verb=name, log_level="WARNING")
+    parser.set_defaults(run=run, verb=name, log_level="INFO")
     return parser
 
 

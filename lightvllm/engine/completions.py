@@ -1,6 +1,7 @@
 """From the core's tokens to what a user reads: text, log-probabilities, reasons, times."""
 
 import time
+from copy import copy
 
 from lightvllm.engine.detokenizer import Detokenizer
 from lightvllm.engine.prompts import TokenizedPrompt
@@ -102,7 +103,7 @@ class RequestState:
     def append(self, index: int, output: CoreOutput) -> bool:
         """Take in a step's output for one completion; see `Completion.append`."""
         if index == 0:
-            if self.num_cached_tokens is None:
+            if self.num_cached_tokens is None and output.first_scheduled_time is not None:
                 self.num_cached_tokens = output.num_cached_tokens
                 self.metrics.first_scheduled_time = output.first_scheduled_time
             if self.prompt_logprobs is not None and output.prompt_logprobs:
@@ -126,10 +127,10 @@ class RequestState:
             request_id=self.request_id,
             prompt=self.prompt.text,
             prompt_token_ids=self.prompt.token_ids,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_logprobs=None if self.prompt_logprobs is None else list(self.prompt_logprobs),
             outputs=[completion.output() for completion in self.completions],
             finished=self.num_unfinished == 0,
-            metrics=self.metrics,
+            metrics=copy(self.metrics),
             num_cached_tokens=self.num_cached_tokens,
         )
 

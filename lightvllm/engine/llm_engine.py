@@ -40,6 +40,7 @@ class LLMEngine:
         self.seed = seed
         self.max_logprobs = max_logprobs
         self.num_requests = 0
+        self._last_checked: tuple[SamplingParams, SamplingParams] | None = None  # as given, and ready to use
         self.states: dict[str, RequestState] = {}
         # The core knows each completion as a request of its own -> whose it is, and which.
         self.owner_of: dict[str, tuple[RequestState, int]] = {}
@@ -66,6 +67,8 @@ class LLMEngine:
         """
         if request_id in self.states:
             raise ValueError(f"request_id: {request_id!r} is in use")
+        if priority and self.core.scheduler.config.policy != "priority":
+            raise ValueError('priority: it only means something with scheduling_policy="priority"')
         tokenized = tokenize_prompt(prompt, self.tokenizer, self.model_config.vocab_size, add_special_tokens)
         params = self._checked(params)
         state = RequestState(request_id, tokenized, params, self.tokenizer, stream)
@@ -93,7 +96,12 @@ class LLMEngine:
         self.num_requests += 1
 
     def _checked(self, params: SamplingParams) -> SamplingParams:
-        params = copy(params)  # the caller's object may be shared, and may change while the request runs
+        """The caller's parameters, which may change while the request runs, checked and copied: once for equal ones."""
+        if self._last_checked is None or self._last_checked[0] != params:
+            self._last_checked = (copy(params), self._check(copy(params)))
+        return self._last_checked[1]
+
+    def _check(self, params: SamplingParams) -> SamplingParams:
         if self.tokenizer is None:
             if params.stop or params.bad_words:
                 raise ValueError("stop, bad_words: text needs a tokenizer, which skip_tokenizer_init left out")

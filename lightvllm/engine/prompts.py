@@ -55,8 +55,8 @@ def _unwrap(prompt: Mapping[str, Any]) -> tuple[str | list[int], str | None]:
             f"found {sorted(prompt)}"
         )
     salt = prompt.get("cache_salt")
-    if salt is not None and not (isinstance(salt, str) and salt):
-        raise ValueError(f"cache_salt: {salt!r} is not a non-empty string")
+    if salt is not None and not (isinstance(salt, str) and salt and salt.isprintable()):
+        raise ValueError(f"cache_salt: {salt!r} is not a non-empty string of printable characters")
     return prompt[forms[0]], salt
 
 
@@ -76,7 +76,7 @@ def tokenize_prompt(
             raise ValueError("prompt: text needs a tokenizer, which skip_tokenizer_init left out; give token ids")
         token_ids, text = tokenizer.encode(prompt, add_special_tokens), prompt
     elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
-        token_ids, text = prompt, None
+        token_ids, text = list(prompt), None  # the caller may go on with its own list
     else:
         raise ValueError(f"prompt: expected a string, a list of token ids or a dictionary, found {prompt!r:.80}")
     if not token_ids:

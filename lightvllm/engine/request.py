@@ -65,7 +65,7 @@ class Request:
         eos_token_ids: the model's end-of-sequence tokens; they count unless `sampling_params.ignore_eos`.
         output_token_ids: generated before, when the request is added again after a crash.
         priority: lower goes first, if the scheduler's policy is "priority".
-        arrival_time: in seconds, of any one clock; earlier goes first. None is now, by `time.time()`.
+        arrival_time: in seconds, of any one clock; earlier goes first. None is now, by `time.monotonic()`.
         cache_salt: only requests of the same salt share cached prefixes.
 
     Raises:
@@ -138,7 +138,7 @@ class Request:
         self.eos_token_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
         self.stop_token_ids = self.eos_token_ids.union(sampling_params.stop_token_ids or ())
         self.priority = priority
-        self.arrival_time = time.time() if arrival_time is None else arrival_time
+        self.arrival_time = time.monotonic() if arrival_time is None else arrival_time
         self.cache_salt = cache_salt
 
         self.status = RequestStatus.WAITING

@@ -282,6 +282,11 @@ class Tokenizer:
 
     def _choose_template(self, chosen: str | None, has_tools: bool) -> str:
         if chosen is not None:
+            if chosen not in self.chat_templates and "{" not in chosen:
+                names = ", ".join(sorted(self.chat_templates)) or "none"
+                raise ValueError(
+                    f"chat_template: {chosen!r} is no Jinja template, nor a name of the tokenizer's: {names}"
+                )
             return self.chat_templates.get(chosen, chosen)
         for name in ("tool_use", "default") if has_tools else ("default",):
             if name in self.chat_templates:

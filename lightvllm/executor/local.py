@@ -1,6 +1,7 @@
 """One worker in this process."""
 
 import gc
+from pathlib import Path
 
 import torch
 
@@ -8,6 +9,7 @@ from lightvllm.config import EngineConfig
 from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.model_config import ModelConfig
 from lightvllm.worker.kv_cache import KVCachePlan
+from lightvllm.worker.memory import return_freed_memory
 from lightvllm.worker.worker import Worker
 
 
@@ -18,8 +20,8 @@ class LocalExecutor:
         ValueError: a checkpoint or a setting that does not work, in words.
     """
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
-        self._worker: Worker | None = Worker(config, model_config)
+    def __init__(self, path: Path, config: EngineConfig, model_config: ModelConfig) -> None:
+        self._worker: Worker | None = Worker(path, config, model_config)
 
     @property
     def worker(self) -> Worker:
@@ -41,5 +43,6 @@ class LocalExecutor:
         """Free weights and cache."""
         self._worker = None
         gc.collect()
+        return_freed_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

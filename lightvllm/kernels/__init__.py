@@ -26,6 +26,10 @@ SCHEMAS = {
 }
 
 
+# Other types run the reference.
+COMPILED_TYPES = (torch.float32, torch.bfloat16)
+
+
 def _register() -> torch.library.Library:
     library = torch.library.Library("lightvllm", "DEF")
     for name, schema in SCHEMAS.items():
@@ -55,8 +59,9 @@ COMPILED = _load_compiled()
 def _op(name: str) -> Callable:
     differentiable, op = getattr(reference, name), getattr(torch.ops.lightvllm, name).default
 
-    def call(*arguments: object) -> Tensor:
-        return (differentiable if torch.is_grad_enabled() else op)(*arguments)
+    def call(first: Tensor, *others: object) -> Tensor:
+        is_compiled = not torch.is_grad_enabled() and first.dtype in COMPILED_TYPES
+        return (op if is_compiled else differentiable)(first, *others)
 
     call.__doc__ = differentiable.__doc__
     return call

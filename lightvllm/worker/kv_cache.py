@@ -45,6 +45,11 @@ def plan_kv_cache(
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
     block_bytes = token_bytes * config.block_size
     max_model_len = config.max_model_len or model.max_position_embeddings
+    if max_model_len > model.longest:
+        raise ValueError(
+            f"max_model_len: {max_model_len} tokens are more than the model's {model.longest:.0f} positions; lower it, "
+            f"or stretch the positions with hf_overrides={{'rope_scaling': ...}}"
+        )
     longest = -(-max_model_len // config.block_size)
     budget, reason = _budget(config, model, dtype, device, weight_bytes)
     num_blocks = budget // block_bytes
@@ -54,8 +59,8 @@ def plan_kv_cache(
         if config.max_model_len is not None or num_blocks < 1:
             raise ValueError(
                 f"max_model_len: one request of {max_model_len} tokens needs {_bytes(longest * block_bytes)} of "
-                f"KV cache, but there is {_bytes(budget)} ({reason}); lower max_model_len to "
-                f"{num_blocks * config.block_size} or raise kv_cache_memory_bytes"
+                f"KV cache, but there is {_bytes(budget)} ({reason}), enough for {num_blocks * config.block_size}; "
+                f"lower max_model_len or raise kv_cache_memory_bytes"
             )
         max_model_len = num_blocks * config.block_size
     return KVCachePlan(num_blocks, config.block_size, block_bytes, max_model_len, reason)
@@ -64,10 +69,15 @@ def plan_kv_cache(
 def _budget(
     config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device, weight_bytes: int
 ) -> tuple[int, str]:
+    available = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     if config.kv_cache_memory_bytes is not None:
+        if config.kv_cache_memory_bytes > available:
+            raise ValueError(
+                f"kv_cache_memory_bytes: {config.kv_cache_memory_bytes} ({_bytes(config.kv_cache_memory_bytes)}) is "
+                f"more than the {_bytes(available)} of memory available"
+            )
         return config.kv_cache_memory_bytes, "kv_cache_memory_bytes"
     if device.type == "cpu":
-        available = psutil.virtual_memory().available
         share = int(available * CPU_DEFAULT_SHARE)
         if share < CPU_DEFAULT_BYTES:
             return share, f"{CPU_DEFAULT_SHARE:.0%} of the {_bytes(available)} available"

@@ -11,6 +11,9 @@ from lightvllm.worker.logprobs import prompt_logprobs
 from lightvllm.worker.requests import RequestRows, StepBatch
 from lightvllm.worker.sampler import Sampler, SamplingState
 
+# Prompt positions whose logits are computed at once: bounds the memory that the log-probabilities of a prompt take.
+ROWS_AT_ONCE = 64
+
 
 class ModelRunner:
     """Runs the model for the requests it is told of.
@@ -98,7 +101,7 @@ class ModelRunner:
     def _prompt_logprobs(self, step: StepInput, batch: StepBatch, hidden: Tensor) -> dict[str, list[TokenLogprobs]]:
         """For the requests that want them: the distribution at each prompt position of this step but the prompt's last,
         whose next token is not the prompt's."""
-        result = {}
+        result: dict[str, list[TokenLogprobs]] = {}
         ends = np.cumsum(batch.query_lens)
         for i, request_id in enumerate(step.request_ids) if self.prompt_logprobs else ():
             if request_id not in self.prompt_logprobs:
@@ -108,9 +111,14 @@ class ModelRunner:
             stop = min(end, int(self.requests.num_prompt_tokens[row]) - 1)
             if start < stop:
                 first = int(ends[i] - batch.query_lens[i])
-                logits = self.model.compute_logits(hidden[first : first + stop - start])
                 next_ids = torch.from_numpy(self.requests.token_ids[row, start + 1 : stop + 1].astype(np.int64))
-                result[request_id] = prompt_logprobs(logits, next_ids.to(self.device), self.prompt_logprobs[request_id])
+                entries = result[request_id] = []
+                parts = zip(
+                    hidden[first:].split(ROWS_AT_ONCE), next_ids.to(self.device).split(ROWS_AT_ONCE), strict=False
+                )
+                for rows, next_of_rows in parts:
+                    logits = self.model.compute_logits(rows[: len(next_of_rows)])
+                    entries += prompt_logprobs(logits, next_of_rows, self.prompt_logprobs[request_id])
         return result
 
 

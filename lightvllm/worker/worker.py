@@ -1,17 +1,16 @@
 """A worker: loads the model, makes the cache, runs steps."""
 
-import ctypes
-import time
+from pathlib import Path
 
 import torch
 
 from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
 from lightvllm.engine.step import StepInput, StepOutput
-from lightvllm.hub import resolve_model
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_model, torch_dtype
 from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
+from lightvllm.worker.memory import keep_freed_memory
 from lightvllm.worker.model_runner import ModelRunner
 
 
@@ -22,41 +21,27 @@ class Worker:
         ValueError: a checkpoint or a setting that does not work, in words.
     """
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+    def __init__(self, path: Path, config: EngineConfig, model_config: ModelConfig) -> None:
         self.device = resolve_device(config.device)
         self.dtype = torch_dtype(config.dtype, model_config)
-        path = resolve_model(config.model, config.revision, config.hf_token)
-        start = time.monotonic()
+        backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
         model = load_model(path, model_config, self.dtype, self.device)
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         model.pack()
-        self.load_seconds = time.monotonic() - start
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         self.runner = ModelRunner(
             model,
             allocate_kv_cache(self.plan, model_config, self.dtype, self.device),
-            attention_backend(config.attention_backend, self.device, model_config),
+            backend,
             config.max_num_seqs,
             self.plan.max_model_len,
         )
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
 
     def execute(self, step: StepInput) -> StepOutput:
         """See `ModelRunner.execute`."""
         return self.runner.execute(step)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep large buffers for the next step, not give them back to the system after each operation.
-
-    Else every step pays for mapping and zeroing its activations again. Where the library is not glibc nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        mallopt(m_mmap_threshold, 2**30)
-        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def resolve_device(name: str) -> torch.device:

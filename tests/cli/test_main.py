@@ -96,4 +96,4 @@ def test_a_broken_pipe_ends_quietly(chat_model: Path) -> None:
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 141
-    assert errors == b""
+    assert [line for line in errors.splitlines() if not line.startswith(b"KV cache:")] == []

@@ -16,9 +16,6 @@ PARAMS = SamplingParams(temperature=0, max_tokens=20, prompt_logprobs=-1, logpro
 # round at other moments differ by 0.02 to 0.04 on average here, and by 0.2 to 0.45 where they differ most, over 80
 # tokens with 300 logits each.
 MEAN_TOLERANCE, TOLERANCE = 0.06, 0.7
-FLOAT16 = pytest.mark.xfail(
-    reason="the compiled CPU kernels refuse float16, which the dtype option offers", raises=RuntimeError, strict=True
-)
 
 
 def save_as(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> Checkpoint:
@@ -74,7 +71,6 @@ def test_auto_is_the_checkpoint_s_own(
     assert not torch.equal(results["bfloat16"], results["float32"])
 
 
-@FLOAT16
 def test_float16(checkpoint: Callable[[str], Checkpoint], make_llm: Callable[..., LLM]) -> None:
     """Three bits more than bfloat16."""
     llm = make_llm(
@@ -104,7 +100,7 @@ def test_other_names(checkpoint: Callable[[str], Checkpoint], make_llm: Callable
         assert llm.get_metrics().num_blocks == num_blocks
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=FLOAT16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_bare_model(dtype: torch.dtype, checkpoint: Callable[[str], Checkpoint], tmp_path: Path) -> None:
     saved = save_as(checkpoint("llama"), dtype, tmp_path)
     model = LightvLLM.from_pretrained(saved.path)

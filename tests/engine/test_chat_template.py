@@ -296,8 +296,14 @@ def test_compiled_templates_are_kept() -> None:
     tokenizer = Tokenizer(byte_level(), special_tokens={}, chat_templates={"default": CHATML_WITH_TOOLS})
     for _ in range(3):
         tokenizer.apply_chat_template([USER])
-        tokenizer.apply_chat_template([USER], chat_template="other")
+        tokenizer.apply_chat_template([USER], chat_template="{{ 'other' }}")
     assert tokenizer._compile_template.cache_info().misses == 2
+
+
+def test_a_mistyped_name_is_no_template() -> None:
+    tokenizer = Tokenizer(byte_level(), special_tokens={}, chat_templates={"default": CHATML_WITH_TOOLS})
+    with pytest.raises(ValueError, match=r"chat_template: 'defualt'.*default"):
+        tokenizer.apply_chat_template([USER], chat_template="defualt")
 
 
 def render(source: str, messages: Any, **options: Any) -> str:

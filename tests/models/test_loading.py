@@ -168,11 +168,7 @@ class TestConfig:
             ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
             ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, ["longrope", "yarn"]),
             ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, ["linear", "factor"]),
-            pytest.param(
-                {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
-                ["low_freq_factor"],
-                marks=pytest.mark.xfail(reason="a KeyError from layers/rotary.py", raises=KeyError, strict=True),
-            ),
+            ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["low_freq_factor"]),
             ({"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"]}, ["layer_types"]),
         ],
     )
