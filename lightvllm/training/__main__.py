@@ -71,9 +71,12 @@ def export_model(run: Path, folder: Path) -> None:
     export(load_checkpoint(run / "run", recipe.model_config()), run / "tokenizer", folder)
 
 
-def evaluate_model(folder: Path, report: Path, seed: int, num_samples: int) -> None:
-    """Measures execution accuracy through the engine and prints it."""
+def evaluate_model(folder: Path, report: Path, num_samples: int, steps: int) -> None:
+    """Measures execution accuracy through the engine, prints it and writes it into the model card."""
+    from safetensors import safe_open
+
     from lightvllm import LLM, SamplingParams
+    from lightvllm.training.card import write_card
     from lightvllm.training.evaluate import accuracy_table, evaluate, write_report
 
     outcomes = []
@@ -84,9 +87,12 @@ def evaluate_model(folder: Path, report: Path, seed: int, num_samples: int) -> N
             return [output.outputs[0].text for output in llm.chat(list(chats), params)]
 
         for split in ("unseen_domains", "unseen_phrasings"):
-            outcomes += evaluate(generate, split, seed, num_samples, recipe.PAIRS_PER_SAMPLE)
+            outcomes += evaluate(generate, split, recipe.SEED, num_samples, recipe.PAIRS_PER_SAMPLE)
     report.parent.mkdir(parents=True, exist_ok=True)
     write_report(outcomes, report)
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        parameters = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 (no mapping)
+    write_card(folder, outcomes, parameters, steps)
     print(accuracy_table(outcomes))
 
 
@@ -112,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train": lambda: train(options.run, options.steps),
         "export": lambda: export_model(options.run, options.out),
         "evaluate": lambda: evaluate_model(
-            options.out, options.run / "evaluation.json", recipe.SEED + 1, options.samples
+            options.out, options.run / "evaluation.json", options.samples, options.steps
         ),
     }
     for stage in STAGES if options.stage == "all" else (options.stage,):

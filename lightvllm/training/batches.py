@@ -9,7 +9,8 @@ from torch import Tensor
 from lightvllm.training.dataset import PackedDataset
 from lightvllm.training.packed_attention import Layout
 
-# Batches whose sequences are sorted by length together: little padding, still a random order.
+# Batches whose sequences are sorted by length together: processes that share a batch finish together, and the order is
+# still random.
 _SORTED_TOGETHER = 32
 _GAP_SHARE = 0.15
 _MAX_GAP = 1400
@@ -48,12 +49,13 @@ def epoch_order(dataset: PackedDataset, batch_size: int, seed: int, epoch: int) 
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(dataset))
     lengths = np.diff(dataset.offsets)
+    order = order[: len(order) // batch_size * batch_size]
     batches: list[np.ndarray] = []
     window = batch_size * _SORTED_TOGETHER
     for start in range(0, len(order), window):
         part = order[start : start + window]
         part = part[np.argsort(lengths[part], kind="stable")]
-        whole = [part[i : i + batch_size] for i in range(0, len(part) - batch_size + 1, batch_size)]
+        whole = np.split(part, len(part) // batch_size)
         batches += [whole[i] for i in rng.permutation(len(whole))]
     return batches
 

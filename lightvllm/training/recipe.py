@@ -10,7 +10,7 @@ TRAIN_SAMPLES = 24_000
 DEV_SAMPLES = 40
 TEST_SAMPLES = 150
 PAIRS_PER_SAMPLE = 9
-STEPS = 11_500
+STEPS = 12_000
 MAX_POSITIONS = 4096
 
 
@@ -36,4 +36,4 @@ def model_config() -> ModelConfig:
 
 def train_config(steps: int = STEPS) -> TrainConfig:
     """The default model's training settings."""
-    return TrainConfig(steps=steps, seed=SEED, drill_steps=150, checkpoint_every=500)
+    return TrainConfig(steps=steps, seed=SEED, drill_steps=150, context_steps=3_000, checkpoint_every=500)

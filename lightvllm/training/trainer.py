@@ -28,7 +28,11 @@ from lightvllm.training.packed_attention import PackedAttention
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. `steps` is the whole run: warm-up and cosine are laid over it."""
+    """How to train. `steps` is the whole run: warm-up and cosine are laid over it.
+
+    In the first `context_steps` the tokens of schemas and questions count in the loss as well, not the answers alone:
+    they repeat each other's names, and so teach copying.
+    """
 
     steps: int
     batch_size: int = 1
@@ -38,7 +42,7 @@ class TrainConfig:
     drill_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.02
-    context_weight: float = 1.0
+    context_steps: int = 0
     clip_norm: float = 1.0
     autocast: bool = True
     seed: int = 0
@@ -51,24 +55,20 @@ class TrainConfig:
 
 
 class PackedLoss(nn.Module):
-    """Cross-entropy on the answers, and weighted on schemas and questions, which repeat each other's names and so teach
-    copying."""
+    """Cross-entropy on the answers, or on all that has a successor; logits are computed where it counts alone."""
 
-    def __init__(self, model: LightvLLM, context_weight: float) -> None:
+    def __init__(self, model: LightvLLM) -> None:
         super().__init__()
         self.model = model
-        self.context_weight = context_weight
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, with_context: bool) -> Tensor:
         """(loss to minimise, loss of the answers alone), both summed over tokens: [2]"""
         decoder = self.model.model
         hidden = decoder(batch.tokens, batch.positions, PackedAttention(batch.layouts))
-        wanted = batch.labels != -100 if self.context_weight else batch.answers
+        wanted = batch.labels != -100 if with_context else batch.answers
         logits = decoder.compute_logits(hidden[wanted])  # [num_labels, vocab_size]
         losses = F.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
-        is_answer = batch.answers[wanted]
-        answer_loss = losses[is_answer].sum()
-        return torch.stack((answer_loss + self.context_weight * losses[~is_answer].sum(), answer_loss))
+        return torch.stack((losses.sum(), losses[batch.answers[wanted]].sum()))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -91,7 +91,7 @@ class Trainer:
         self.model = LightvLLM.from_config(model_config, config.seed)
         initialize_copying(self.model.model, torch.Generator().manual_seed(config.seed))
         self.model.to(self.device)
-        loss = PackedLoss(self.model, config.context_weight)
+        loss = PackedLoss(self.model)
         self.loss: nn.Module = DistributedDataParallel(loss) if self.world_size > 1 else loss
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
@@ -144,12 +144,12 @@ class Trainer:
         """Trains to the end, or to step `until`."""
         end = self.config.steps if until is None else min(until, self.config.steps)
         bar = tqdm(total=self.config.steps, initial=self.step, disable=self.rank != 0, mininterval=5, desc="training")
-        per_epoch = len(epoch_order(self.dataset, self.config.batch_size, self.config.seed, 0))
-        if self.step == 0 and self.config.drill_steps:
-            drill_copying(self.model.model, self.config.drill_steps, self.config.autocast, self.config.seed)
+        per_epoch = len(self.dataset) // self.config.batch_size
         if per_epoch == 0:
             raise ValueError(f"batch_size: is {self.config.batch_size}, the dataset has {len(self.dataset)} sequences")
         epoch, order = -1, []
+        if self.step == 0 and self.config.drill_steps:
+            drill_copying(self.model.model, self.config.drill_steps, self.config.autocast, self.config.seed)
         while self.step < end:
             if self.step // per_epoch != epoch:
                 epoch = self.step // per_epoch
@@ -167,8 +167,11 @@ class Trainer:
 
     def close(self) -> None:
         """Leaves the group of processes; after it the trainer cannot train."""
-        if self.world_size > 1:
+        if isinstance(self.loss, DistributedDataParallel):
             dist.barrier()
+            self.loss = (
+                self.loss.module
+            )  # the wrapper holds on to the group's threads, which must end before Python does
             dist.destroy_process_group()
 
     def _train_step(self, indices: np.ndarray) -> tuple[float, float]:
@@ -180,7 +183,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
-            total, answers = self.loss(batch.to(self.device))
+            total, answers = self.loss(batch.to(self.device), self.step < self.config.context_steps)
         # DDP averages the gradients of the processes; the mean over the whole batch is what we want.
         (total * self.world_size / targets).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
