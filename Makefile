@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint format model clean
 
+# Through the environment: a question may hold quotes and dollar signs.
+demo: export QUESTION = $(value ASK)
 demo: $(STAMP)
-	@$(BIN)/lightvllm demo $(if $(ASK),--ask "$(ASK)")
+	@$(BIN)/lightvllm demo $${QUESTION:+--ask "$$QUESTION"}
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -25,7 +27,8 @@ format: $(STAMP)
 model: $(STAMP)
 	$(BIN)/python -m lightvllm.training
 
-# The pinned torch goes in first: an open requirement would pull gigabytes of CUDA packages.
+# torch goes in first and pinned, so that nothing after it pulls another. Where pip's own torch is the build with CUDA,
+# name an index with the CPU wheels in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. The kernels are built against this torch.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard lightvllm/kernels/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch

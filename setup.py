@@ -1,5 +1,6 @@
 """Builds the CPU kernels. Without a compiler, or without torch to build against, the package installs without them."""
 
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -7,6 +8,7 @@ from setuptools import setup
 try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
+    print("lightvllm: no torch to build the CPU kernels against; install with --no-build-isolation", file=sys.stderr)
     setup()
 else:
     setup(
