@@ -23,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """Where the end-to-end tests run their engines."""
+    return pytestconfig.getoption("--device")
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
     """`checkpoint("qwen3")`: the folder of a case of `tests.models.checkpoints`, and transformers' model of it."""
     from tests.e2e.checkpoint import Checkpoint
@@ -46,7 +52,7 @@ def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture
-def make_llm(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
+def make_llm(device: str) -> Iterator[Callable[..., LLM]]:
     """`make_llm(path, **options)`: an `LLM` that after the test must hold no request and own no cache block."""
     from lightvllm import LLM
 
@@ -54,7 +60,7 @@ def make_llm(request: pytest.FixtureRequest) -> Iterator[Callable[..., LLM]]:
     llms: list[LLM] = []
 
     def make(path: Path, **options: Any) -> LLM:
-        llm = LLM(path, **{"device": request.config.getoption("--device"), **options})
+        llm = LLM(path, **{"device": device, **options})
         llms.append(llm)
         return llm
 

@@ -13,6 +13,7 @@ from tests.e2e.checkpoint import Checkpoint
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6)
 IDS = {"skip_tokenizer_init": True, "max_model_len": 100}
+CPU = {**IDS, "device": "cpu"}
 
 
 def test_a_cache_larger_than_the_machine_is_refused(checkpoint: Callable[[str], Checkpoint]) -> None:
@@ -34,9 +35,9 @@ def test_a_stretched_context_is_served(checkpoint: Callable[[str], Checkpoint], 
 
 def test_a_backend_that_cannot_run_is_refused(checkpoint: Callable[[str], Checkpoint]) -> None:
     with pytest.raises(ValueError, match="attention_backend: 'kernel' cannot run, as the head size, 8"):
-        LLM(checkpoint("mistral-head-dim").path, **IDS, attention_backend="kernel")
+        LLM(checkpoint("mistral-head-dim").path, **CPU, attention_backend="kernel")
     with pytest.raises(ValueError, match=r"attention_backend: 'kernel' cannot run.*float16"):
-        LLM(checkpoint("qwen3").path, **IDS, attention_backend="kernel", dtype="float16")
+        LLM(checkpoint("qwen3").path, **CPU, attention_backend="kernel", dtype="float16")
 
 
 @pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"enforce_eager": False}, {"trust_remote_code": True}])

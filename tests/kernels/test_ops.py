@@ -132,6 +132,9 @@ def test_paged_attention_is_bitwise_the_same_in_any_company(dtype: torch.dtype, 
             token += 1
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12", reason="before torch 2.12 a check that fails in a kernel ends the process"
+)
 def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(RuntimeError, match="multiple of 16"):
         kernels.paged_attention(*paged_case(torch.float32, 24, 2, 2, 16), 1.0, 0)
