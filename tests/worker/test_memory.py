@@ -12,7 +12,8 @@ from lightvllm import LLM, SamplingParams
 process = psutil.Process()
 resident = []
 for _ in range(3):
-    with LLM(sys.argv[1], device="cpu", skip_tokenizer_init=True, max_model_len=200, kv_cache_memory_bytes=60_000_000) as llm:
+    options = {"device": "cpu", "max_model_len": 200, "kv_cache_memory_bytes": 60_000_000}
+    with LLM(sys.argv[1], skip_tokenizer_init=True, **options) as llm:
         llm.generate([[i % 299, *range(150)] for i in range(200)], SamplingParams(max_tokens=2), use_tqdm=False)
         used = process.memory_info().rss
     resident.append(process.memory_info().rss)
