@@ -34,6 +34,7 @@ class NounPhrase:
     table: Table
     text: str
     conditions: list[Condition] = field(default_factory=list)
+    head: str = ""  # the noun with what stands before it
 
     def where(self, qualified: bool = False) -> str:
         """` WHERE ...`, or nothing; `qualified` columns carry their table, as a join needs."""
@@ -134,7 +135,7 @@ class Conditions:
                 joined += f" or {condition.text}"
             else:
                 joined += f" and {condition.text}"
-        return NounPhrase(table, f"{text} {joined}" if joined else text, before + after)
+        return NounPhrase(table, f"{text} {joined}" if joined else text, before + after, text)
 
     def _condition(self, table: Table, column: Column) -> Condition | None:
         if column.nullable and self.rng.random() < 0.2:
@@ -229,7 +230,7 @@ class Conditions:
         verb = column.phrase.split()[0]
         if verb in words.DATE_HEADS and self.rng.random() < 0.5:
             return Condition(table, column, sql, f"{verb} {preposition} {value}")
-        if len(table.of_kind("date")) == 1 and not table.of_kind("year") and self.rng.random() < 0.15:
+        if len(table.of_kind("date")) == 1 and not table.of_kind("year") and self.rng.random() < 0.3:
             return Condition(table, column, sql, f"{preposition} {value}")
         return self._make(table, column, meaning, sql, v=value)
 
@@ -251,6 +252,8 @@ class Conditions:
             # The schema lists the values of a category, so the question may be careless about case.
             said = value.lower() if self.rng.random() < 0.3 and len(distinct) <= 5 and not column.nullable else value
             return Condition(table, column, sql, said, before=True)
+        if column.kind == "category" and self.rng.random() < 0.3:
+            return self._make(table, column, "category", sql, v=self.phraser.value(value))
         only_place = sum(other.kind in ("city", "country") for other in table.columns) == 1
         if column.kind in ("city", "country") and only_place and self.rng.random() < 0.6:
             template = self.phraser.pick(phrases.CONDITIONS["place"])

@@ -320,10 +320,67 @@ alert; >server; level:info|warning|critical; alert date:date; acknowledged:flag
 reservoir; name:place; capacity:100-90000; region:north|south|east|west; built:1900-2015
 pump; name:code; >reservoir; flow rate:1-900; power:1-500; status:running|stopped|broken
 sample; >reservoir; ph:5-9$; chlorine:0-4$; sample date:date
+# bike sharing
+dock; name:place; city; slots:4-60; opened:date
+bike; label:code; brand:Cube|Trek|Giant|Scott; electric:flag; battery level:0-100; bought:date
+cyclist; name:person; age:16-75; city; plan:daily|monthly|yearly
+rental; >bike; >cyclist; >dock; minutes:2-300; rental date:date; charge:0-30$
+# beekeeping
+beekeeper; name:person; country; years active:0-50
+apiary; name:place; >beekeeper; altitude:0-2000; terrain:forest|meadow|heath
+hive; label:code; >apiary; frames:5-24; queen age:0-5; wood:pine|cedar|spruce
+honey harvest; >hive; kilograms:1-60$; harvest date:date; honey:acacia|linden|chestnut
+# chess
+chess player; name:person; federation:country; elo:1000-2860; birth year:1940-2012
+tournament; title; city; prize fund:100-500000; rounds:5-13; start date:date
+game; >tournament; white>chess player; opening:Sicilian|French|English|Catalan; moves:10-140; played:date
+arbiter; name:person; license:code; fee:50-900
+# ski resort
+resort; name:place; country; slopes:3-180; summit height:900-3900; snow guns:0-900
+lift; name:thing; >resort; type:gondola|chairlift|draglift; capacity per hour:300-4800; built:1960-2023
+ski pass; >resort; holder:person; price:20-900$; valid days:1-14; issued:date
+rescue; >resort; rescue date:date; severity:minor|serious|fatal; helicopter:flag
+# orchestra
+orchestra; name:thing; city; founded:1800-2015; budget:50000-9000000
+musician; name:person; >orchestra; instrument:violin|cello|flute|horn; salary:20000-90000; joined:date
+composer; name:person; nationality:country; birth year:1600-1985
+work; title; >composer; movements:1-6; minutes:4-95
+recital; >orchestra; >work; recital date:date; audience:40-3000; ticket price:8-180$
+# blood bank
+center; name:place; city; fridges:1-40
+blood donor; name:person; age:18-70; blood group:A|B|AB|O; city; weight:45-130
+blood donation; >blood donor; >center; milliliters:200-500; donated:date; tested:flag
+delivery; >center; hospital:place; bags:1-90; urgency:low|high|emergency; delivery date:date
+# translation bureau
+translator; name:person; native language:Polish|Korean|Arabic|Italian; rate per word:0-1$; sworn:flag
+customer; name:org; country; vip:flag
+assignment; title; >translator; >customer; word count:50-90000; deadline:date; status:draft|delivered|invoiced
+invoice; >customer; amount:20-9000$; sent:date; paid:flag
+# recycling
+depot; name:place; city; area:100-20000; workers:2-90
+material; name:thing; kind:metal|glass|paper|plastic; price per ton:5-2500$
+load; >depot; >material; tons:0-90$; arrived:date; contamination:0-40
+buyer; name:org; country; rating:1-5
+sale; >buyer; >material; quantity:1-500; revenue:50-90000; sale date:date
+# escape rooms
+venue; name:place; city; rooms:1-12; manager:person
+escape room; title; >venue; theme:pirates|prison|temple|space; difficulty:1-10; max players:2-10
+crew; name:thing; size:2-10; country
+playthrough; >escape room; >crew; minutes used:10-60; hints:0-9; solved:flag; play date:date
+# campsite
+campsite; name:place; region:coast|mountain|lake; pitches:10-400; pool:flag; stars:1-5
+pitch; number:code; >campsite; surface:grass|gravel|sand; size:40-200; nightly fee:8-90$
+camper; name:person; country; email; birth year:1940-2006
+stay; >pitch; >camper; arrival:date; nights:1-28; total cost:10-2000$
 """
 
-# Domains no training pair is drawn from: the test split of unseen domains.
-HELD_OUT_DOMAINS = (
+# Domains no training pair is drawn from. Errors on the first group were looked at while the generator was built; the
+# second was written after the default model was trained, and nothing was changed for it: the test split.
+VALIDATION_DOMAINS = (
     "hospital", "car dealer", "podcast", "museum", "telecom", "taxi", "games", "veterinary", "wine", "recruitment",
     "ships", "data center",
+)  # fmt: skip
+TEST_DOMAINS = (
+    "bike sharing", "beekeeping", "chess", "ski resort", "orchestra", "blood bank", "translation bureau", "recycling",
+    "escape rooms", "campsite",
 )  # fmt: skip

@@ -10,14 +10,15 @@ from functools import cache
 
 from lightvllm.sql.schema import schema_prompt
 from lightvllm.training import phrases
-from lightvllm.training.domains import DOMAINS, HELD_OUT_DOMAINS
+from lightvllm.training.domains import DOMAINS, TEST_DOMAINS, VALIDATION_DOMAINS
 from lightvllm.training.joins import Joined
 from lightvllm.training.questions import Maker, Pair
 from lightvllm.training.rows import build_database, fill
-from lightvllm.training.schema import Schema, compose, merge, parse_domains, vary
+from lightvllm.training.schema import Schema, compose, disguise, merge, parse_domains, vary
 
-SPLITS = ("train", "dev", "unseen_domains", "unseen_phrasings")
+SPLITS = ("train", "dev", "validation_domains", "unseen_domains", "unseen_phrasings")
 _COMPOSED_SHARE = 0.45
+_DISGUISED_SHARE = 0.6
 _MERGED_SHARE = 0.12
 _MAX_ROWS = 500
 
@@ -32,32 +33,32 @@ class Sample:
 
 
 @cache
-def training_domains() -> dict[str, Schema]:
-    """The domains that training draws from."""
-    return {name: schema for name, schema in parse_domains(DOMAINS).items() if name not in HELD_OUT_DOMAINS}
-
-
-@cache
-def held_out_domains() -> dict[str, Schema]:
-    """The domains of the test split."""
-    return {name: schema for name, schema in parse_domains(DOMAINS).items() if name in HELD_OUT_DOMAINS}
+def domains_of(split: str) -> dict[str, Schema]:
+    """The handwritten domains a split draws from, by name."""
+    every = parse_domains(DOMAINS)
+    groups = {"validation_domains": VALIDATION_DOMAINS, "unseen_domains": TEST_DOMAINS}
+    if split in groups:
+        return {name: every[name] for name in groups[split]}
+    return {name: schema for name, schema in every.items() if name not in VALIDATION_DOMAINS + TEST_DOMAINS}
 
 
 def make_sample(split: str, seed: int, index: int, num_pairs: int) -> Sample:
     """Sample `index` of a split: a database and up to `num_pairs` questions about it.
 
-    `train` and `dev` differ in the random stream alone; `unseen_domains` asks in training's words about domains
-    training never saw; `unseen_phrasings` asks about training's domains in words training never used. The caller
-    closes the connection. Raises ValueError for an unknown split.
+    `train` and `dev` differ in the random stream alone; `validation_domains` and `unseen_domains` ask in training's
+    words about domains training never saw; `unseen_phrasings` asks about training's domains in words training never
+    used. The caller closes the connection. Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is unknown, expected one of {', '.join(SPLITS)}")
     rng = random.Random(f"{seed}/{split}/{index}")
-    domains = held_out_domains() if split == "unseen_domains" else training_domains()
+    domains = domains_of(split)
     if split in ("train", "dev") and rng.random() < _COMPOSED_SHARE:
         schema = compose(rng)
     elif split in ("train", "dev") and rng.random() < _MERGED_SHARE:
         schema = vary(merge([domains[name] for name in rng.sample(sorted(domains), k=rng.choice((2, 2, 3)))]), rng)
+    elif split in ("train", "dev") and rng.random() < _DISGUISED_SHARE:
+        schema = vary(disguise(domains[rng.choice(sorted(domains))], rng), rng)
     else:
         schema = vary(domains[rng.choice(sorted(domains))], rng)
     fill(schema, rng)

@@ -74,8 +74,9 @@ class Joined(SingleTable):
         np = self.conditions.noun_phrase(link.child, (65, 33, 2))
         listed = ", ".join([column_of(link.child, c) for c in shown] + [column_of(link.parent, other)])
         sql = f"SELECT {listed}{self._from()}{np.where(qualified=True)}"
-        return self.say("join_columns", sql, "join", np=np.text, cols=self._listed(shown), c=self.phraser.name(other),
-                        r=link.role)  # fmt: skip
+        intent = "join_columns_each" if not np.conditions and self.rng.random() < 0.35 else "join_columns"
+        return self.say(intent, sql, "join", np=np.text, cols=self._listed(shown), c=self.phraser.name(other),
+                        one=link.child.noun, r=link.role)  # fmt: skip
 
     def _parents(self, np: NounPhrase) -> str:
         """The parents, called by their role where the child gives them one."""

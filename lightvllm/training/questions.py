@@ -90,6 +90,8 @@ class SingleTable:
         np = self.conditions.noun_phrase(self.table, (25, 52, 23))
         shown = self._shown(self.table)
         sql = f"SELECT {', '.join(c.sql for c in shown)} FROM {self.table.sql}{np.where()}"
+        if not np.conditions and self.rng.random() < 0.3:
+            return self.say("columns_each", sql, "select", one=self.table.noun, cols=self._listed(shown))
         return self.say("columns", sql, self._filter_kind(np), np=np.text, cols=self._listed(shown))
 
     def _filter_kind(self, np: NounPhrase) -> str:
@@ -99,14 +101,33 @@ class SingleTable:
                 return kind
         return "filter" if text else "select"
 
+    def _predicate(self, np: NounPhrase) -> str:
+        """The one condition as a predicate: `with a price above 5` becomes `have a price above 5`; else nothing."""
+        if len(np.conditions) != 1 or np.conditions[0].before:
+            return ""
+        text = np.conditions[0].text
+        first, _, rest = text.partition(" ")
+        person = np.table.label.kind == "person"
+        if first in ("with", "having"):
+            return f"have {rest}"
+        if first in ("that", "which", "who"):
+            return rest
+        if np.conditions[0].column.kind in ("city", "country") and first in ("from", "in"):
+            verbs = {"from": ("are from", "come from"), "in": ("are in", "live in" if person else "are located in")}
+            return f"{self.rng.choice(verbs[first])} {rest}"
+        if first in ("from", "in", "based", "located", "situated") or (
+            " than " in text and first.endswith(("er", "more"))
+        ):
+            return f"are {text}"
+        return f"were {text}" if first in words.DATE_HEADS else ""
+
     def which(self) -> Pair | None:
         """The names of the rows that meet a condition."""
         np = self.conditions.with_condition(self.table)
         if not np.conditions:
             return None
         sql = f"SELECT {self.table.label.sql} FROM {self.table.sql}{np.where()}"
-        last = np.conditions[-1]
-        predicate = "" if last.before or len(np.conditions) > 1 else _predicate(last.text)
+        predicate = self._predicate(np)
         if predicate and self.rng.random() < 0.5:
             return self.say(
                 "which_predicate", sql, self._filter_kind(np), many=words.plural(self.table.noun), p=predicate
@@ -130,7 +151,14 @@ class SingleTable:
     def count(self) -> Pair | None:
         """COUNT(*)."""
         np = self.conditions.noun_phrase(self.table, (20, 60, 20))
-        return self.say("count", f"SELECT COUNT(*) FROM {self.table.sql}{np.where()}", "count", np=np.text)
+        sql = f"SELECT COUNT(*) FROM {self.table.sql}{np.where()}"
+        rest = np.text[len(np.head) + 1 :]
+        predicate = self._predicate(np)
+        if predicate and self.rng.random() < 0.35:
+            return self.say("count_predicate", sql, "count", many=words.plural(self.table.noun), p=predicate)
+        if rest and self.rng.random() < 0.25:
+            return self.say("count_split", sql, "count", head=np.head, rest=rest)
+        return self.say("count", sql, "count", np=np.text)
 
     def aggregate(self) -> Pair | None:
         """One of AVG, SUM, MAX and MIN."""
@@ -237,7 +265,10 @@ class SingleTable:
             np = self.conditions.with_condition(table)
             sql = f"SELECT {label.sql} FROM {table.sql}{np.where()}{order}"
             return self.say("super_filtered", sql, "superlative", np=np.text, **slots)
-        return self.say("super_one", f"SELECT {label.sql} FROM {table.sql}{order}", "superlative", **slots)
+        alone = sum(c.phrase == column.phrase for other in self.schema.tables for c in other.columns) == 1
+        person = label.kind == "person" and alone and self.rng.random() < 0.4
+        intent = "who_super" if person else "super_one"
+        return self.say(intent, f"SELECT {label.sql} FROM {table.sql}{order}", "superlative", **slots)
 
     def superlative_value(self) -> Pair | None:
         """Another column of that one row."""
@@ -366,15 +397,3 @@ class SingleTable:
         np = self.conditions.noun_phrase(self.table, (85, 15, 0))
         sql = f"SELECT {call}, COUNT(*) FROM {self.table.sql}{np.where()} GROUP BY {call}"
         return self.say("group_period", sql, "group", np=np.text, u=unit, c=columns[0].phrase)
-
-
-def _predicate(text: str) -> str:
-    """The condition as a predicate: `with a price above 5` becomes `have a price above 5`; empty where it has none."""
-    first, _, rest = text.partition(" ")
-    if first in ("with", "having"):
-        return f"have {rest}"
-    if first in ("that", "which", "who"):
-        return rest
-    if first in ("from", "in", "based", "located") or (" than " in text and first.endswith(("er", "more"))):
-        return f"are {text}"
-    return f"were {text}" if first in words.DATE_HEADS else ""

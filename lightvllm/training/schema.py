@@ -147,20 +147,56 @@ def vary(source: Schema, rng: random.Random) -> Schema:
     return _finish(Schema(source.domain, varied), rng)
 
 
+def disguise(source: Schema, rng: random.Random) -> Schema:
+    """The domain with other words: its structure stays, many nouns and columns are drawn from the pools instead.
+
+    What is left is nothing to know by heart: a model has to read the schema.
+    """
+    strange = rng.choice((0.1, 0.3, 0.7))
+
+    def word(pool: list[str]) -> str:
+        return words.made_up_word(rng) if rng.random() < strange else rng.choice(pool)
+
+    nouns = {table.noun: table.noun for table in source.tables}
+    for table in source.tables:
+        noun = word(words.TABLE_NOUNS)
+        if rng.random() < 0.6 and noun not in nouns and noun not in nouns.values():
+            nouns[table.noun] = noun
+    pools = {"int": words.NUMBER_HEADS, "real": words.NUMBER_HEADS, "category": words.CATEGORY_HEADS,
+             "date": words.DATE_HEADS, "flag": words.FLAG_WORDS}  # fmt: skip
+    tables = []
+    for table in source.tables:
+        columns: list[Column] = []
+        for column in table.columns:
+            changes: dict[str, str] = {}
+            if column.kind == "ref" and column.target in nouns:
+                phrase = nouns[column.target] if column.phrase == column.target else column.phrase
+                changes = {"target": nouns[column.target], "phrase": phrase}
+            elif column.kind in pools and rng.random() < 0.5:
+                phrase = word(pools[column.kind])
+                if phrase not in {other.phrase for other in (*table.columns, *columns)}:
+                    changes = {"phrase": phrase}
+            columns.append(Column(**{**column.__dict__, **changes}))
+        tables.append(Table(nouns[table.noun], columns))
+    return Schema(source.domain, tables)
+
+
 def compose(rng: random.Random) -> Schema:
     """A database nobody wrote: nouns and columns drawn from the pools, a part of them made-up words."""
+    nouns: list[str] = []
     count = rng.choice((1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5))
     if rng.random() < 0.06:
         count = rng.randint(6, 10)
     strange = rng.choice((0.1, 0.2, 0.6))
 
     def noun() -> str:
+        if nouns and rng.random() < 0.2:  # game and gamer, sale and salesperson: names that only differ at the end
+            return rng.choice(nouns).split()[-1][: rng.randint(3, 9)] + rng.choice(words.NOUN_ENDINGS)
         if rng.random() < strange:
             return words.made_up_word(rng)
         head = rng.choice(words.TABLE_NOUNS)
         return f"{rng.choice(words.TABLE_NOUNS)} {head}" if rng.random() < 0.12 else head
 
-    nouns: list[str] = []
     while len(nouns) < count:
         candidate = noun()
         if candidate not in nouns:
@@ -175,8 +211,11 @@ def _random_columns(rng: random.Random, earlier: list[str], strange: float) -> l
     columns += [Column(target, "ref", target=target) for target in targets]
     body = []
     if rng.random() < 0.75:
-        phrase = rng.choice(("name", "name", "name", "title", "label", "model", "nickname"))
-        body.append(Column(phrase, rng.choice(("person", "thing", "thing", "org", "title", "place", "code"))))
+        phrase = rng.choice(("name", "name", "name", "name", "title", "label", *_LABEL_WORDS))
+        kind = rng.choice(("person", "thing", "thing", "org", "title", "place", "code"))
+        if phrase in ("plate", "number"):
+            phrase, kind = (phrase if phrase == "plate" else f"{rng.choice(words.TABLE_NOUNS)} number"), "code"
+        body.append(Column(phrase, kind))
     makers: list[Callable[[], Column]] = [
         lambda: _random_number(rng, strange),
         lambda: _random_number(rng, strange),
@@ -218,7 +257,7 @@ def _random_category(rng: random.Random, strange: float) -> Column:
     if rng.random() < 0.15:
         phrase = f"{rng.choice(words.TABLE_NOUNS)} {phrase}"
     if rng.random() < 0.4:
-        values = tuple(rng.choice(words.CATEGORY_VALUES).split("|"))
+        values = tuple(rng.choice(words.CATEGORY_VALUES).replace("_", " ").split("|"))
     else:
         makers: tuple[Callable[[], str], ...] = (
             lambda: words.made_up_word(rng),
@@ -236,9 +275,11 @@ def _random_category(rng: random.Random, strange: float) -> Column:
 def _random_date(rng: random.Random) -> Column:
     if rng.random() < 0.15:
         return Column("year", "year", 1985, 2024)
+    if rng.random() < 0.15:
+        return Column(words.made_up_word(rng) + rng.choice(("", " date")), "date")
     if rng.random() < 0.5:
         return Column(f"{rng.choice(words.DATE_NOUNS)} date", "date")
-    return Column(f"{rng.choice(words.DATE_HEADS)} {rng.choice(('date', 'at', 'on', 'date'))}", "date")
+    return Column(f"{rng.choice(words.DATE_HEADS)} {rng.choice(('date', 'at', 'on', ''))}".strip(), "date")
 
 
 def _finish(schema: Schema, rng: random.Random) -> Schema:
@@ -251,8 +292,12 @@ def _finish(schema: Schema, rng: random.Random) -> Schema:
     own_key = rng.random() < 0.5  # book_id rather than id
     key_word = rng.choice(("id",) * 8 + ("no",))
     column_prefix = rng.random() < 0.04
+    taken: set[str] = set()
     for table in schema.tables:
         table.name = table_prefix + style(number(table.noun))
+        while table.name.lower() in taken:  # `order item` and `orderitem` may come out alike
+            table.name += "2"
+        taken.add(table.name.lower())
         for column in table.columns:
             column.name = _column_name(column, table, style, own_key, key_word)
             if column_prefix and column.kind not in ("key", "ref"):

@@ -23,7 +23,6 @@ from lightvllm.models.bare import LightvLLM
 from lightvllm.training.batches import Batch, collate, epoch_order
 from lightvllm.training.copying import drill_copying, initialize_copying
 from lightvllm.training.dataset import PackedDataset
-from lightvllm.training.packed_attention import PackedAttention
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class PackedLoss(nn.Module):
     def forward(self, batch: Batch, with_context: bool) -> Tensor:
         """(loss to minimise, loss of the answers alone), both summed over tokens: [2]"""
         decoder = self.model.model
-        hidden = decoder(batch.tokens, batch.positions, PackedAttention(batch.layouts))
+        hidden = decoder(batch.tokens, batch.positions, batch.attention())
         wanted = batch.labels != -100 if with_context else batch.answers
         logits = decoder.compute_logits(hidden[wanted])  # [num_labels, vocab_size]
         losses = F.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
@@ -88,6 +87,7 @@ class Trainer:
         self.dataset = dataset
         self.folder = folder
         self.rank, self.world_size, self.device = _place()
+        self.padded = self.device.type != "cpu"
         self.model = LightvLLM.from_config(model_config, config.seed)
         initialize_copying(self.model.model, torch.Generator().manual_seed(config.seed))
         self.model.to(self.device)
@@ -147,15 +147,20 @@ class Trainer:
         per_epoch = len(self.dataset) // self.config.batch_size
         if per_epoch == 0:
             raise ValueError(f"batch_size: is {self.config.batch_size}, the dataset has {len(self.dataset)} sequences")
-        epoch, order = -1, []
+        epoch, order, ahead = -1, [], None
         if self.step == 0 and self.config.drill_steps:
             drill_copying(self.model.model, self.config.drill_steps, self.config.autocast, self.config.seed)
         while self.step < end:
             if self.step // per_epoch != epoch:
                 epoch = self.step // per_epoch
                 order = epoch_order(self.dataset, self.config.batch_size, self.config.seed, epoch)
-            loss, norm = self._train_step(order[self.step % per_epoch])
-            self.log.append((self.step, loss, norm))
+            batch = ahead if ahead is not None else self._batch(order[self.step % per_epoch])
+            answer_loss, norm = self._train_step(batch)
+            # An accelerator is still at work: the next batch is made meanwhile, unless an epoch ends here.
+            more = (self.step + 1) % per_epoch and self.step + 1 < end
+            ahead = self._batch(order[(self.step + 1) % per_epoch]) if more else None
+            loss = answer_loss.item()
+            self.log.append((self.step, loss, norm.item()))
             self.step += 1
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -174,16 +179,22 @@ class Trainer:
             )  # the wrapper holds on to the group's threads, which must end before Python does
             dist.destroy_process_group()
 
-    def _train_step(self, indices: np.ndarray) -> tuple[float, float]:
-        """One optimizer step; (mean loss of a target token, norm of the gradient)."""
+    def _batch(self, indices: np.ndarray) -> tuple[Batch, int]:
+        """(this process's share of a step's sequences, number of answer tokens in all of them)"""
         targets = sum(int(self.dataset.sequence(int(index))[2].sum()) for index in indices)
-        batch = collate(self.dataset, indices[self.rank :: self.world_size], gap_seed=self.config.seed)
+        mine = indices[self.rank :: self.world_size]
+        batch = collate(self.dataset, mine, gap_seed=self.config.seed, padded=self.padded)
+        return batch.to(self.device), targets
+
+    def _train_step(self, batch_and_targets: tuple[Batch, int]) -> tuple[Tensor, Tensor]:
+        """One optimizer step; (mean loss of an answer token, norm of the gradient), each a scalar."""
+        batch, targets = batch_and_targets
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
-            total, answers = self.loss(batch.to(self.device), self.step < self.config.context_steps)
+            total, answers = self.loss(batch, self.step < self.config.context_steps)
         # DDP averages the gradients of the processes; the mean over the whole batch is what we want.
         (total * self.world_size / targets).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -191,7 +202,7 @@ class Trainer:
         answers = answers.detach()
         if self.world_size > 1:
             dist.all_reduce(answers)
-        return answers.item() / targets, norm.item()
+        return answers / targets, norm
 
 
 def load_checkpoint(folder: Path, model_config: ModelConfig) -> LightvLLM:
@@ -216,7 +227,7 @@ def exact_answers(model: LightvLLM, dataset: PackedDataset) -> float:
     for index in range(len(dataset)):
         batch = collate(dataset, np.array([index])).to(device)
         decoder = model.model
-        logits = decoder.compute_logits(decoder(batch.tokens, batch.positions, PackedAttention(batch.layouts)))
+        logits = decoder.compute_logits(decoder(batch.tokens, batch.positions, batch.attention()))
         wrong = ((logits.argmax(-1) != batch.labels) & batch.answers).cpu()
         segments = torch.from_numpy(dataset.sequence(index)[1].astype(np.int64))
         total += int(segments.max())

@@ -77,6 +77,7 @@ tool topic tour tower town toy track trade trail train transfer treatment tree t
 unit update upgrade user vaccine valley value van variant vehicle vendor venue vessel video village vineyard visa
 visit visitor volcano volunteer vote voucher wallet ward warehouse warranty watch wave weapon website wheel window
 wine winner wire word worker workshop writer yard zone""".split()
+NOUN_ENDINGS = "er or ing ery ation ant person item list type ist ment man al".split()
 NUMBER_HEADS = """price cost amount total score rating weight height length width depth size capacity quantity count
 level rank age points duration distance speed volume area budget salary fee discount balance stock share score power
 temperature pressure voltage range load value revenue profit income tax debt bonus limit rate ratio margin yield seats
@@ -98,10 +99,14 @@ Alpha|Beta|Gamma|Delta Gold|Silver|Bronze Low|Medium|High Active|Closed|Pending 
 Europe|Asia|Africa|America manual|automatic round|square|oval diesel|electric|hybrid|petrol first|second|third
 sweet|sour|bitter|salty full|partial|none left|right|center urgent|normal|routine mobile|desktop|tablet
 Sales|Finance|Legal|Research monday|tuesday|friday fresh|frozen|dried|canned matte|glossy ACTIVE|BLOCKED|EXPIRED
-Shipped|Processing|Returned mint|good|fair|poor lab|field|remote""".split()
+Shipped|Processing|Returned mint|good|fair|poor lab|field|remote
+part_time|full_time|seasonal not_started|in_progress|done very_low|low|high north_east|south_west|center
+first_class|second_class|economy pick_up|home_delivery|mail single_use|reusable dark_red|light_blue|deep_green
+open_end|fixed_term|on_call on_hold|in_review|signed_off linux|windows|bsd jpg|png|gif""".split()
 DATE_HEADS = """created started ended opened closed updated issued signed received delivered ordered shipped paid
 published released joined hired registered checked due expires installed built founded inspected booked
-returned""".split()
+returned posted bought applied sold sent repaired cleaned tested launched scheduled arrived measured approved visited
+planted caught""".split()
 DATE_NOUNS = "start end issue delivery order payment release birth hire due expiry purchase sale visit check".split()
 FLAG_WORDS = """active verified approved available public paid archived urgent online visible certified insured
 enabled locked premium featured refundable vegan portable waterproof fragile free open completed taxable

@@ -40,7 +40,7 @@ def model() -> LightvLLM:
                          layer_windows=(None,) * 3, tie_word_embeddings=True)  # fmt: skip
     bare = LightvLLM.from_config(config, seed=4)
     initialize_copying(bare.model, torch.Generator().manual_seed(4))
-    drill_copying(bare.model, 60, autocast=False, seed=4)
+    drill_copying(bare.model, 120, autocast=False, seed=4)
     return bare
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lightvllm.training import phrases
 from lightvllm.training.conditions import Phraser
-from lightvllm.training.generator import SPLITS, held_out_domains, make_sample, training_domains
+from lightvllm.training.generator import SPLITS, domains_of, make_sample
 from lightvllm.training.schema import compose, parse_column
 from lightvllm.training.words import article, plural
 
@@ -40,9 +40,14 @@ def test_a_seed_gives_the_same_data_and_another_seed_other_data() -> None:
 
 
 def test_splits_do_not_meet() -> None:
-    assert len(training_domains()) >= 50
-    assert len(held_out_domains()) >= 10
-    assert not set(training_domains()) & set(held_out_domains())
+    training, validation, test = (set(domains_of(split)) for split in ("train", "validation_domains", "unseen_domains"))
+    assert len(training) >= 50
+    assert len(validation) >= 10
+    assert len(test) >= 10
+    assert not training & validation
+    assert not training & test
+    assert not validation & test
+    assert set(domains_of("dev")) == set(domains_of("unseen_phrasings")) == training
     train, test = (
         {(sample.schema, pair.question) for index in range(SAMPLES) for sample in [make_sample(split, 3, index, 8)]
          for pair in sample.pairs}

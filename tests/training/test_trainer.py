@@ -15,7 +15,15 @@ from lightvllm.training.batches import collate, epoch_order, packed_positions
 from lightvllm.training.dataset import PackedDataset, pack, texts, write_dataset
 from lightvllm.training.packed_attention import PackedAttention
 from lightvllm.training.tokenizer import save_tokenizer, train_tokenizer
-from lightvllm.training.trainer import TrainConfig, Trainer, exact_answers, learning_rate, load_checkpoint, plot_loss
+from lightvllm.training.trainer import (
+    PackedLoss,
+    TrainConfig,
+    Trainer,
+    exact_answers,
+    learning_rate,
+    load_checkpoint,
+    plot_loss,
+)
 
 VOCAB = 600
 
@@ -62,6 +70,16 @@ def test_packing_equals_separate_samples(dataset: PackedDataset) -> None:
                 logits = model(torch.from_numpy(tokens[alone].astype(np.int64))[None]).logits[0]
                 torch.testing.assert_close(packed[start + alone], logits, atol=1e-5, rtol=1e-5)
             start += len(tokens)
+
+
+def test_one_masked_call_gives_what_the_parts_give(dataset: PackedDataset) -> None:
+    loss = PackedLoss(LightvLLM.from_config(tiny_model()))
+    indices = np.array([2, 5, 7])
+    packed, padded = (collate(dataset, indices, gap_seed=1, padded=padded) for padded in (False, True))
+    assert len(padded.tokens) > len(packed.tokens)
+    for with_context in (False, True):
+        torch.testing.assert_close(loss(packed, with_context), loss(padded, with_context), atol=0.0, rtol=1e-5)
+    assert loss(packed, True)[0] > loss(packed, False)[0]
 
 
 def test_positions_restart_after_the_schema() -> None:
