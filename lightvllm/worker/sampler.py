@@ -99,6 +99,7 @@ class Sampler:
 
 def _sample_greedy(logits: Tensor) -> SamplerOutput:
     """The most likely token of each row, when no row asks for more."""
+    logits = logits.float()  # of bfloat16 PyTorch's CPU looks at one number at a time
     best = logits.argmax(dim=-1, keepdim=True)  # of a row with a NaN, the NaN
     token_ids = torch.where(logits.gather(-1, best).isfinite(), best, -1).squeeze(-1).cpu().numpy()
     errors = {} if (token_ids >= 0).all() else _find_errors(logits, logits)
