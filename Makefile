@@ -23,9 +23,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# From nothing to the default model's folder, lightvllm/default_model: about an hour on one core. Goes on where it stopped.
+# From nothing to the default model's folder, lightvllm/default_model. It wants an accelerator (ten minutes on an H200);
+# RECIPE=small makes a smaller one in runs/small/model, within an hour on one processor core. Goes on where it stopped.
+RECIPE ?= default
 model: $(STAMP)
-	$(BIN)/python -m lightvllm.training
+	$(BIN)/python -m lightvllm.training --recipe $(RECIPE)
 
 # torch goes in first and pinned, so that nothing after it pulls another. Where pip's own torch is the build with CUDA,
 # name an index with the CPU wheels in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. The kernels are built against this torch.

@@ -45,9 +45,15 @@ def make_data(recipe: Recipe, run: Path, processes: int) -> None:
 
 def train(recipe: Recipe, run: Path) -> None:
     """Trains, or goes on training, and draws the loss."""
+    import torch
+
     from lightvllm.training.dataset import PackedDataset
     from lightvllm.training.trainer import Trainer, exact_answers, plot_loss
 
+    if recipe.accelerator and not torch.cuda.is_available():
+        raise ValueError(
+            "recipe: this one wants an accelerator, and there is none; --recipe small does with a processor"
+        )
     dev = PackedDataset.open(run / "dev")
 
     def report(trainer: Trainer) -> None:

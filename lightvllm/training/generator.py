@@ -17,7 +17,7 @@ from lightvllm.training.rows import build_database, fill
 from lightvllm.training.schema import Schema, compose, disguise, merge, parse_domains, vary
 
 SPLITS = ("train", "dev", "validation_domains", "unseen_domains", "unseen_phrasings")
-_COMPOSED_SHARE = 0.45
+_COMPOSED_SHARE = 0.5
 _DISGUISED_SHARE = 0.6
 _MERGED_SHARE = 0.12
 _MAX_ROWS = 500

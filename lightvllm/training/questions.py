@@ -42,7 +42,7 @@ class SingleTable:
             (self.two_aggregates, 2), (self.distinct, 5), (self.count_distinct, 3), (self.order, 8),
             (self.superlative, 11), (self.superlative_value, 2), (self.top_n, 7), (self.group_count, 8),
             (self.group_aggregate, 7), (self.having_count, 5), (self.having_aggregate, 3), (self.group_superlative, 5),
-            (self.group_period, 1.5), (self.lookup, 6),
+            (self.group_period, 1.5), (self.lookup, 8),
         ]  # fmt: skip
 
     def say(self, intent: str, sql: str, kind: str, **slots: str) -> Pair:

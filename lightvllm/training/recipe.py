@@ -17,7 +17,7 @@ class Recipe:
     """What to generate, what to train on it, and how.
 
     `train_samples`, `dev_samples` and `test_samples` count databases, the last for each test split; each comes with up
-    to `pairs` questions.
+    to `pairs` questions. `accelerator` says that without one it would take days.
     """
 
     model: ModelConfig
@@ -25,6 +25,7 @@ class Recipe:
     tokenizer_samples: int
     train_samples: int
     pairs: int
+    accelerator: bool
     dev_samples: int = 40
     test_samples: int = 200
 
@@ -62,6 +63,7 @@ RECIPES = {
         tokenizer_samples=6_000,
         train_samples=400_000,
         pairs=10,
+        accelerator=True,
     ),
     "small": Recipe(
         model=_qwen3(2560, 256, 512, layers=4, heads=8),
@@ -72,5 +74,6 @@ RECIPES = {
         tokenizer_samples=6_000,
         train_samples=24_000,
         pairs=9,
+        accelerator=False,
     ),
 }  # fmt: skip

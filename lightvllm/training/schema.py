@@ -160,6 +160,8 @@ def disguise(source: Schema, rng: random.Random) -> Schema:
     nouns = {table.noun: table.noun for table in source.tables}
     for table in source.tables:
         noun = word(words.TABLE_NOUNS)
+        if rng.random() < 0.25:
+            noun = f"{rng.choice(words.TABLE_NOUNS)} {noun}"
         if rng.random() < 0.6 and noun not in nouns and noun not in nouns.values():
             nouns[table.noun] = noun
     pools = {"int": words.NUMBER_HEADS, "real": words.NUMBER_HEADS, "category": words.CATEGORY_HEADS,
@@ -195,7 +197,8 @@ def compose(rng: random.Random) -> Schema:
         if rng.random() < strange:
             return words.made_up_word(rng)
         head = rng.choice(words.TABLE_NOUNS)
-        return f"{rng.choice(words.TABLE_NOUNS)} {head}" if rng.random() < 0.12 else head
+        first = rng.choice(words.TABLE_NOUNS if rng.random() < 0.7 else words.EXTRA_ADJECTIVES)
+        return f"{first} {head}" if rng.random() < 0.3 else head
 
     while len(nouns) < count:
         candidate = noun()
@@ -208,7 +211,9 @@ def compose(rng: random.Random) -> Schema:
 def _random_columns(rng: random.Random, earlier: list[str], strange: float) -> list[Column]:
     columns = [Column("id", "key")]
     targets = rng.sample(earlier, k=min(len(earlier), rng.choice((0, 1, 1, 1, 2, 2))))
-    columns += [Column(target, "ref", target=target) for target in targets]
+    for target in targets:
+        role = rng.choice(words.ROLE_WORDS) if rng.random() < 0.12 else target
+        columns.append(Column(role, "ref", target=target))
     body = []
     if rng.random() < 0.75:
         phrase = rng.choice(("name", "name", "name", "name", "title", "label", *_LABEL_WORDS))

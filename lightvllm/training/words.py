@@ -77,6 +77,8 @@ tool topic tour tower town toy track trade trail train transfer treatment tree t
 unit update upgrade user vaccine valley value van variant vehicle vendor venue vessel video village vineyard visa
 visit visitor volcano volunteer vote voucher wallet ward warehouse warranty watch wave weapon website wheel window
 wine winner wire word worker workshop writer yard zone""".split()
+ROLE_WORDS = """owner manager winner sender receiver parent origin destination author creator reviewer buyer home away
+main backup leader host guest first second source target lead sponsor mentor""".split()
 NOUN_ENDINGS = "er or ing ery ation ant person item list type ist ment man al".split()
 NUMBER_HEADS = """price cost amount total score rating weight height length width depth size capacity quantity count
 level rank age points duration distance speed volume area budget salary fee discount balance stock share score power

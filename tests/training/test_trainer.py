@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import LightvLLM
+from lightvllm.training.__main__ import main
 from lightvllm.training.batches import collate, epoch_order, packed_positions
 from lightvllm.training.dataset import PackedDataset, pack, texts, write_dataset
 from lightvllm.training.packed_attention import PackedAttention
@@ -171,6 +172,12 @@ def test_a_run_with_other_settings_is_not_resumed(dataset: PackedDataset, tmp_pa
         Trainer(tiny_model(), config(learning_rate=1.0), dataset, tmp_path).resume()
     with pytest.raises(ValueError, match=r"no checkpoint\.pt; train first"):
         load_checkpoint(tmp_path / "nowhere", tiny_model())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has an accelerator")
+def test_a_recipe_for_an_accelerator_says_so_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--recipe small does with a processor"):
+        main(["train", "--run", str(tmp_path)])
 
 
 def test_settings_are_checked(dataset: PackedDataset, tmp_path: Path) -> None:
