@@ -89,7 +89,7 @@ def evaluate_model(recipe: Recipe, run: Path, folder: Path) -> None:
         def generate(chats: Sequence[list[dict[str, str]]]) -> list[str]:
             return [output.outputs[0].text for output in llm.chat(list(chats), params)]
 
-        for split in ("validation_domains", "unseen_domains", "unseen_phrasings"):
+        for split in ("unseen_domains", "unseen_phrasings", "validation_domains", "large_schemas"):
             outcomes += evaluate(generate, split, recipe.seed, recipe.test_samples, recipe.pairs)
     run.mkdir(parents=True, exist_ok=True)
     write_report(outcomes, run / "evaluation.json")

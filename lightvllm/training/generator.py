@@ -16,10 +16,11 @@ from lightvllm.training.questions import Maker, Pair
 from lightvllm.training.rows import build_database, fill
 from lightvllm.training.schema import Schema, compose, disguise, merge, parse_domains, vary
 
-SPLITS = ("train", "dev", "validation_domains", "unseen_domains", "unseen_phrasings")
+SPLITS = ("train", "dev", "validation_domains", "unseen_domains", "unseen_phrasings", "large_schemas")
 _COMPOSED_SHARE = 0.5
 _DISGUISED_SHARE = 0.6
 _MERGED_SHARE = 0.12
+_LARGE = 6  # domains in one database: some twenty tables, 900 tokens
 _MAX_ROWS = 500
 
 
@@ -36,7 +37,8 @@ class Sample:
 def domains_of(split: str) -> dict[str, Schema]:
     """The handwritten domains a split draws from, by name."""
     every = parse_domains(DOMAINS)
-    groups = {"validation_domains": VALIDATION_DOMAINS, "unseen_domains": TEST_DOMAINS}
+    groups = {"validation_domains": VALIDATION_DOMAINS, "unseen_domains": TEST_DOMAINS,
+              "large_schemas": VALIDATION_DOMAINS + TEST_DOMAINS}  # fmt: skip
     if split in groups:
         return {name: every[name] for name in groups[split]}
     return {name: schema for name, schema in every.items() if name not in VALIDATION_DOMAINS + TEST_DOMAINS}
@@ -47,7 +49,7 @@ def make_sample(split: str, seed: int, index: int, num_pairs: int) -> Sample:
 
     `train` and `dev` differ in the random stream alone; `validation_domains` and `unseen_domains` ask in training's
     words about domains training never saw; `unseen_phrasings` asks about training's domains in words training never
-    used. The caller closes the connection. Raises ValueError for an unknown split.
+    used; `large_schemas` puts several unseen domains into one database. The caller closes the connection. Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is unknown, expected one of {', '.join(SPLITS)}")
@@ -55,6 +57,8 @@ def make_sample(split: str, seed: int, index: int, num_pairs: int) -> Sample:
     domains = domains_of(split)
     if split in ("train", "dev") and rng.random() < _COMPOSED_SHARE:
         schema = compose(rng)
+    elif split == "large_schemas":
+        schema = vary(merge([domains[name] for name in rng.sample(sorted(domains), k=_LARGE)]), rng)
     elif split in ("train", "dev") and rng.random() < _MERGED_SHARE:
         schema = vary(merge([domains[name] for name in rng.sample(sorted(domains), k=rng.choice((2, 2, 3)))]), rng)
     elif split in ("train", "dev") and rng.random() < _DISGUISED_SHARE:

@@ -47,6 +47,7 @@ def test_splits_do_not_meet() -> None:
     assert not training & validation
     assert not training & test
     assert not validation & test
+    assert set(domains_of("large_schemas")) == validation | test
     assert set(domains_of("dev")) == set(domains_of("unseen_phrasings")) == training
     train, test = (
         {(sample.schema, pair.question) for index in range(SAMPLES) for sample in [make_sample(split, 3, index, 8)]
