@@ -49,7 +49,8 @@ def make_sample(split: str, seed: int, index: int, num_pairs: int) -> Sample:
 
     `train` and `dev` differ in the random stream alone; `validation_domains` and `unseen_domains` ask in training's
     words about domains training never saw; `unseen_phrasings` asks about training's domains in words training never
-    used; `large_schemas` puts several unseen domains into one database. The caller closes the connection. Raises ValueError for an unknown split.
+    used; `large_schemas` puts several unseen domains into one database. The caller closes the connection.
+    Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is unknown, expected one of {', '.join(SPLITS)}")
