@@ -1,5 +1,6 @@
-"""What a user can set: one frozen dataclass, checked once, from which the command line's flags are made too."""
+"""What a user can set: frozen dataclasses, checked once, from which the command line's flags are made too."""
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -77,3 +78,78 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
     if not (type(value) in kinds or is_number):
         expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ValueError(f"{name}: {value!r} is a {type(value).__name__}, expected {expected}")
+
+
+@refuse_unknown_arguments
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP server's settings, with vLLM's names where vLLM has them."""
+
+    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 is every network this machine is in")
+    port: int = _option(8000, "port to listen on; 0 takes a free one, which is logged")
+    served_model_name: list[str] | None = field(
+        default=None, metadata={"help": "name of the model in the API, by default as --model says"}
+    )
+    api_key: list[str] | None = field(
+        default=None, repr=False, metadata={"help": "keys that clients must send; LIGHTVLLM_API_KEY adds one"}
+    )
+    api_key_file: str | None = _option(None, "file with keys that clients must send, one a line")
+    allowed_origins: list[str] | None = field(
+        default=None, metadata={"help": "origins that browsers may call from (CORS); * is any"}
+    )
+    ssl_keyfile: str | None = _option(None, "TLS: file with the private key")
+    ssl_certfile: str | None = _option(None, "TLS: file with the certificate")
+    ssl_ca_certs: str | None = _option(None, "TLS: file with the certificates that clients are checked against")
+    root_path: str = _option("", "path under which a proxy serves this server")
+    log_format: Literal["text", "json"] = _option("text", "how log lines look")
+    access_log: bool = _option(True, "log a line for each request")
+    otlp_traces_endpoint: str | None = _option(None, "URL that OpenTelemetry traces are sent to")
+    debug_engine: bool = _option(True, "serve /debug/engine, the engine's steps as they happen")
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "none"] = _option(
+        "auto", "how the model writes tool calls; auto tells by the chat template"
+    )
+    reasoning_parser: Literal["auto", "think", "none"] = _option(
+        "auto", "how the model marks its reasoning; auto tells by the chat template"
+    )
+    trust_request_chat_template: bool = _option(False, "let requests bring chat templates of their own")
+    max_request_bytes: int = _option(32 * 2**20, "largest request body")
+    max_queued_requests: int = _option(1024, "requests that may wait or run; more are answered with 503")
+    max_queued_tokens: int = _option(1024 * 1024, "prompt tokens that may wait or run; more are answered with 503")
+    max_completions: int = _option(128, "most completions (n) of one request")
+    client_timeout: float = _option(60.0, "seconds in which a client must send its request, or read what it is sent")
+    engine_timeout: float = _option(120.0, "seconds without a step after which the engine counts as hung")
+    shutdown_timeout: float = _option(30.0, "seconds that running requests have after SIGTERM")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            _check_type(option.name, getattr(self, option.name), option.type)
+        positive = ("max_request_bytes", "max_queued_requests", "max_queued_tokens", "max_completions")
+        for name in (*positive, "client_timeout", "engine_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is out of range, expected more than 0")
+        if self.shutdown_timeout < 0:
+            raise ValueError(f"shutdown_timeout: {self.shutdown_timeout} is out of range, expected at least 0")
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port: {self.port} is out of range, expected 0 to 65535")
+        if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
+            raise ValueError("ssl_keyfile, ssl_certfile: one goes with the other")
+
+    def api_keys(self) -> frozenset[str]:
+        """Every key that is accepted: given, in the file, and in the environment. Empty: none is asked for.
+
+        Raises:
+            ValueError: the file cannot be read, or a key is empty.
+        """
+        keys = list(self.api_key or [])
+        if self.api_key_file is not None:
+            try:
+                lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"api_key_file: cannot read {self.api_key_file!r}: {error}") from None
+            keys += [line.strip() for line in lines if line.strip()]
+            if not keys:
+                raise ValueError(f"api_key_file: {self.api_key_file!r} has no key in it")
+        keys += [key for key in [os.environ.get("LIGHTVLLM_API_KEY")] if key is not None]
+        if not all(keys):
+            raise ValueError("api_key: a key is empty")
+        return frozenset(keys)

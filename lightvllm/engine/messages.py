@@ -1,0 +1,112 @@
+"""What the front and the engine core say to each other when they are two processes.
+
+All are msgspec structs, sent as msgpack: to the core what a request needs, tokens so far included, so that adding one
+for the first time and adding it again after a crash are the same message; to the front, one report a step.
+"""
+
+from typing import Any
+
+import msgspec
+
+from lightvllm.engine.request import CoreOutput
+from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.stats import EngineStats
+from lightvllm.engine.trace import StepTrace
+from lightvllm.sampling_params import SamplingParams
+
+# ---- to the core
+
+
+class AddRequest(msgspec.Struct, tag="add", frozen=True):
+    """The arguments of `lightvllm.engine.request.Request`."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    seed: int
+    eos_token_ids: tuple[int, ...] = ()
+    output_token_ids: list[int] = []
+    priority: int = 0
+    arrival_time: float | None = None
+    cache_salt: str | None = None
+
+
+class AbortRequests(msgspec.Struct, tag="abort", frozen=True):
+    """End requests; no output comes back for them."""
+
+    request_ids: list[str]
+
+
+class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", frozen=True):
+    """Forget all cached prefixes."""
+
+
+class WatchSteps(msgspec.Struct, tag="watch", frozen=True):
+    """Add a trace to each report from now on, or no longer."""
+
+    is_on: bool
+
+
+class Ping(msgspec.Struct, tag="ping", frozen=True):
+    """Answer with a `Pong`."""
+
+
+ToCore = AddRequest | AbortRequests | ResetPrefixCache | WatchSteps | Ping
+
+# ---- to the front
+
+
+class EngineReady(msgspec.Struct, tag="ready", frozen=True):
+    """The model is loaded.
+
+    Attributes:
+        scheduler: the core's limits; the front refuses by them what could never run.
+        kv_cache: the plan of the KV cache, in words.
+        device, dtype: where and in which number type the model runs.
+    """
+
+    scheduler: SchedulerConfig
+    kv_cache: str
+    device: str
+    dtype: str
+
+
+class EngineFailed(msgspec.Struct, tag="failed", frozen=True):
+    """The engine cannot be started, because of a setting or the checkpoint: starting again would not help."""
+
+    error: str
+
+
+class StepReport(msgspec.Struct, tag="step", frozen=True):
+    """What one step did. Steps that gave no request anything (amid a long prompt) are reported, too: the core lives.
+
+    Attributes:
+        num_prompt_tokens: prompt tokens that were computed, those computed again after a preemption included.
+        num_output_tokens: tokens that were generated.
+        seconds: that it took.
+        trace: what happened to whom; only while someone watches.
+    """
+
+    outputs: list[CoreOutput]
+    stats: EngineStats
+    num_prompt_tokens: int
+    num_output_tokens: int
+    seconds: float
+    trace: StepTrace | None = None
+
+
+class Pong(msgspec.Struct, tag="pong", frozen=True):
+    """The core lives. Sent between two steps."""
+
+
+ToFront = EngineReady | EngineFailed | StepReport | Pong
+
+
+def encoder() -> msgspec.msgpack.Encoder:
+    """Encodes every message."""
+    return msgspec.msgpack.Encoder()
+
+
+def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Decodes `ToCore` or `ToFront`."""
+    return msgspec.msgpack.Decoder(kind)

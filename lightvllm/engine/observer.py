@@ -1,0 +1,50 @@
+"""Who watches the engine from the front: metrics, logs, traces."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightvllm.engine.messages import StepReport
+from lightvllm.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """A request that has ended. Times are by `time.monotonic`, None for what it did not come to.
+
+    Attributes:
+        num_output_tokens: of each of its completions.
+        finish_reasons: of each of its completions: "stop", "length", "abort" or "error".
+        num_crashes: engine crashes it lived through.
+    """
+
+    request_id: str
+    params: SamplingParams
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: list[int]
+    finish_reasons: list[str]
+    arrival_time: float
+    first_scheduled_time: float | None
+    first_token_time: float | None
+    last_token_time: float | None
+    finished_time: float
+    num_crashes: int = 0
+
+
+class EngineObserver(Protocol):
+    """Called on the event loop, so each call is short."""
+
+    def on_step(self, report: StepReport) -> None:
+        """The engine made a step. The counters in `report.stats` start again at 0 when the engine does."""
+
+    def on_first_token(self, seconds: float) -> None:
+        """A request got its first token, so long after it arrived."""
+
+    def on_inter_token(self, seconds: float) -> None:
+        """A completion got a token, so long after the one before."""
+
+    def on_finish(self, record: RequestRecord) -> None:
+        """A request ended."""
+
+    def on_crash(self, num_recovered: int) -> None:
+        """The engine died or hung, and is started again: so many requests go on where they were."""
