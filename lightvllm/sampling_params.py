@@ -6,12 +6,18 @@ Imports neither torch nor numpy: the front side builds and checks these, the mes
 import dataclasses
 import difflib
 import functools
+import json
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from lightvllm.errors import ParameterError
+
 # Below this, dividing by the temperature says nothing that taking the most likely token does not.
 GREEDY_TEMPERATURE = 1e-5
+
+# The fields of `StructuredOutputsParams` of which exactly one is given.
+STRUCTURES = ("json", "regex", "choice", "grammar", "json_object")
 
 _T = TypeVar("_T")
 
@@ -69,12 +75,78 @@ def refuse_unknown_arguments(cls: type[_T]) -> type[_T]:
 
 
 @refuse_unknown_arguments
+@dataclasses.dataclass(slots=True, frozen=True)
+class StructuredOutputsParams:
+    """What form the text of an output must have. Exactly one of the first five is given. Does not change once made.
+
+    What is checked here is only that the fields are of their types; whether a schema, a regular expression or a grammar
+    can be enforced is what `lightvllm.structured.check_structured_outputs` says.
+
+    Raises:
+        ParameterError: of the parameter `structured_outputs`; the message names the field.
+
+    Attributes:
+        json: a JSON schema, as a dictionary or as its text; kept as text. The output is a JSON value that fits it.
+        regex: a regular expression (of Rust's `regex` syntax, without anchors) that the whole output matches.
+        choice: strings, one of which the output is.
+        grammar: a context-free grammar, in Lark's notation or in GBNF, that the whole output follows.
+        json_object: True for any JSON object. False is as None.
+        disable_any_whitespace: for json and json_object: no white space outside of strings. False allows it wherever
+            JSON does, up to some length.
+        whitespace_pattern: for json and json_object: a regular expression of the white space that may stand between
+            JSON's tokens, instead of what `disable_any_whitespace` says.
+        disable_additional_properties: for json: a schema of an object that does not mention additionalProperties
+            allows none.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = True
+    whitespace_pattern: str | None = None
+    disable_additional_properties: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(getattr(self, name), bool):
+                raise _bad_structure(f"{name} is {getattr(self, name)!r}, but must be True or False")
+        if self.json_object is not None and not isinstance(self.json_object, bool):
+            raise _bad_structure(f"json_object is {self.json_object!r}, but must be True, False or None")
+        object.__setattr__(self, "json_object", self.json_object or None)
+        for name in ("regex", "grammar", "whitespace_pattern"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise _bad_structure(f"{name} is {type(getattr(self, name)).__name__}, but must be a string")
+        if self.json is not None:
+            object.__setattr__(self, "json", _schema_text(self.json))
+        if self.choice is not None:
+            if not isinstance(self.choice, list | tuple) or not all(isinstance(text, str) for text in self.choice):
+                raise _bad_structure("choice must be a list of strings")
+            object.__setattr__(self, "choice", list(self.choice))
+        given = [name for name in STRUCTURES if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise _bad_structure(f"give exactly one of {', '.join(STRUCTURES)}, not {found}")
+        if self.whitespace_pattern is not None and self.json is None and self.json_object is None:
+            raise _bad_structure("whitespace_pattern only means something with json or json_object")
+        if self.disable_additional_properties and self.json is None:
+            raise _bad_structure("disable_additional_properties only means something with json")
+
+    @property
+    def kind(self) -> str:
+        """Which of `STRUCTURES` is given."""
+        return next(name for name in STRUCTURES if getattr(self, name) is not None)
+
+
+@refuse_unknown_arguments
 @dataclasses.dataclass(slots=True)
 class SamplingParams:
     """How to pick the tokens of one request, and when to stop.
 
-    A field out of its bounds, or of the wrong type, is a `ValueError`; an unknown argument is a `TypeError`. A field
-    may be changed afterwards: `validate_for_model`, which every request passes, looks at all of them again.
+    A field out of its bounds, or of the wrong type, is a `ParameterError` (a `ValueError`); an unknown argument is a
+    `TypeError`. A field may be changed afterwards: `validate_for_model`, which every request passes, looks at all of
+    them again.
 
     Attributes:
         n: how many completions to make of the prompt. When greedy they are all equal.
@@ -104,6 +176,9 @@ class SamplingParams:
         logit_bias: token id -> number in [-100, 100] added to its logit.
         allowed_token_ids: forbid every other token.
         bad_words: strings the output must not come to contain as tokens, alone or after a space.
+        structured_outputs: the form the output's text must have. Tokens that do not fit are never sampled, and the
+            output ends when it is complete and the model ends it or nothing can follow, whatever ignore_eos and
+            min_tokens say; the length may cut it short before.
         bad_words_token_ids: derived, not an argument: `bad_words` as token sequences, set by `resolve_bad_words`.
     """
 
@@ -130,6 +205,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     bad_words_token_ids: list[list[int]] | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -144,7 +220,7 @@ class SamplingParams:
         """Check every field, and bring `stop`, the lists and -1 to the one form the engine works with.
 
         Raises:
-            ValueError: naming field, value and bound.
+            ParameterError: naming field, value and bound.
         """
         for name, (bound, holds) in _FLOAT_BOUNDS.items():
             setattr(self, name, _checked_float(name, getattr(self, name), bound, holds))
@@ -164,6 +240,8 @@ class SamplingParams:
             raise _out_of_bound("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if self.stop and not self.detokenize:
             raise _out_of_bound("stop", self.stop, "empty when detokenize is False: without text nothing can be found")
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise _out_of_bound("structured_outputs", repr(self.structured_outputs), "a StructuredOutputsParams")
 
     def _validate_lists(self) -> None:
         self.stop = _checked_strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
@@ -180,7 +258,9 @@ class SamplingParams:
                 raise _out_of_bound("logit_bias", self.logit_bias, "a dictionary from token id to number")
             _checked_token_ids("logit_bias", list(self.logit_bias))
             self.logit_bias = {
-                token_id: _checked_float(f"logit_bias[{token_id}]", bias, "in [-100, 100]", lambda x: -100 <= x <= 100)
+                token_id: _checked_float(
+                    "logit_bias", bias, "in [-100, 100]", lambda x: -100 <= x <= 100, f"logit_bias[{token_id}]"
+                )
                 for token_id, bias in self.logit_bias.items()
             }
 
@@ -205,7 +285,7 @@ def validate_for_model(params: SamplingParams, vocab_size: int, max_logprobs: in
         max_logprobs: the most log-probabilities a request may ask for at each token; -1 is no limit.
 
     Raises:
-        ValueError: naming field, value and bound.
+        ParameterError: naming field, value and bound.
     """
     params.validate()
     token_ids_of = {
@@ -217,7 +297,9 @@ def validate_for_model(params: SamplingParams, vocab_size: int, max_logprobs: in
     for name, token_ids in token_ids_of.items():
         for token_id in token_ids:
             if token_id >= vocab_size:
-                raise ValueError(f"{name} has token id {token_id}, but the vocabulary ends at {vocab_size - 1}")
+                raise ParameterError(
+                    name, f"{name} has token id {token_id}, but the vocabulary ends at {vocab_size - 1}"
+                )
     for name in ("logprobs", "prompt_logprobs"):
         asked = getattr(params, name)
         if asked is None:
@@ -232,31 +314,52 @@ def validate_for_model(params: SamplingParams, vocab_size: int, max_logprobs: in
             raise _out_of_bound(name, f"{asked}{whole}", f"at most max_logprobs, which is {max_logprobs}")
 
 
-def _out_of_bound(name: str, value: Any, bound: str) -> ValueError:
-    return ValueError(f"{name} is {value}, but must be {bound}")
+def _out_of_bound(name: str, value: Any, bound: str, place: str | None = None) -> ParameterError:
+    """`place` says where in the parameter the value is, if it is not all of it."""
+    return ParameterError(name, f"{place or name} is {value}, but must be {bound}")
 
 
-def _checked_float(name: str, value: Any, bound: str, holds: Callable[[float], bool]) -> float:
+def _bad_structure(message: str) -> ParameterError:
+    return ParameterError("structured_outputs", f"structured_outputs: {message}")
+
+
+def _schema_text(schema: Any) -> str:
+    """A schema as JSON text: numbers of any size travel in it, and it compares at once however deep it is."""
+    if isinstance(schema, str):
+        return schema
+    if not isinstance(schema, dict):
+        raise _bad_structure(f"json is {type(schema).__name__}, but must be a JSON schema: a dictionary or its text")
+    try:
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise _bad_structure(f"json is not a JSON schema: {error}") from None
+    except RecursionError:
+        raise _bad_structure("json is nested too deep") from None
+
+
+def _checked_float(
+    name: str, value: Any, bound: str, holds: Callable[[float], bool], place: str | None = None
+) -> float:
     # bool is an int to Python, but temperature=True is a mistake.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _out_of_bound(name, repr(value), f"a number {bound}")
+        raise _out_of_bound(name, repr(value), f"a number {bound}", place)
     if not holds(value):
-        raise _out_of_bound(name, value, bound)
+        raise _out_of_bound(name, value, bound, place)
     return float(value)
 
 
-def _check_int(name: str, value: Any, bound: str, holds: Callable[[int], bool]) -> None:
+def _check_int(name: str, value: Any, bound: str, holds: Callable[[int], bool], place: str | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _out_of_bound(name, repr(value), f"an integer: {bound}")
+        raise _out_of_bound(name, repr(value), f"an integer: {bound}", place)
     if not holds(value) or not -(2**63) <= value < 2**63:
-        raise _out_of_bound(name, value, bound)
+        raise _out_of_bound(name, value, bound, place)
 
 
 def _checked_token_ids(name: str, value: Any) -> list[int]:
     if not isinstance(value, list | tuple):
         raise _out_of_bound(name, repr(value), "a list of token ids")
     for token_id in value:
-        _check_int(f"a token id of {name}", token_id, "at least 0", lambda x: x >= 0)
+        _check_int(name, token_id, "at least 0", lambda x: x >= 0, f"a token id of {name}")
     return list(value)
 
 

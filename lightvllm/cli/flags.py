@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from lightvllm.config import EngineConfig
-from lightvllm.sampling_params import SamplingParams
+from lightvllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
@@ -82,6 +82,8 @@ def _argument(field: dataclasses.Field[Any]) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if origin is Literal:
         return {"choices": parameters}
+    if kind is StructuredOutputsParams:
+        return {"type": _structured_outputs, "metavar": "JSON"}
     if origin is dict:
         return {"type": _json_object(parameters[0]), "metavar": "JSON"}
     if origin is list and parameters == (int,):
@@ -106,6 +108,13 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,2,3") from None
+
+
+def _structured_outputs(text: str) -> StructuredOutputsParams:
+    try:
+        return StructuredOutputsParams(**_json_object(str)(text))
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _json_object(key_type: type) -> Callable[[str], dict[Any, Any]]:
