@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from lightvllm.engine.request import CoreOutput, FinishReason
+from lightvllm.engine.request import CoreOutput, FinishReason, RequestStatus
 from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.step import StepInput
@@ -179,7 +179,7 @@ class StepTracer:
             preempted=[request_id for request_id in released if request_id in scheduler.requests],
             finished=[FinishedRequest(request_id, reason) for request_id, reason in finished.items()],
             waiting=[
-                WaitingRequest(request.request_id, len(request.token_ids), request.num_preemptions > 0)
+                WaitingRequest(request.request_id, len(request.token_ids), request.status is RequestStatus.PREEMPTED)
                 for request in scheduler.waiting[:MAX_TRACED_WAITING]
             ],
             blocks=blocks,
