@@ -1,9 +1,7 @@
 """The offline API: `LLM`, with vLLM's names and defaults."""
 
 import itertools
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,18 +9,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lightvllm.config import EngineConfig
-from lightvllm.engine.core import EngineCore
+from lightvllm.engine.build import build_core
+from lightvllm.engine.frontend import Frontend
 from lightvllm.engine.llm_engine import LLMEngine
 from lightvllm.engine.prompts import Prompt, list_prompts
-from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.tokenizer import Tokenizer
-from lightvllm.hub import resolve_model
-from lightvllm.model_config import ModelConfig, read_generation_config
 from lightvllm.outputs import RequestOutput
 from lightvllm.sampling_params import SamplingParams
-
-logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
@@ -46,20 +40,12 @@ class LLM:
 
     def __init__(self, model: str | Path, **options: Any) -> None:
         self.config = config = EngineConfig(model=str(model), **options)
-        path = resolve_model(config.model, config.revision, config.hf_token)
-        model_config = ModelConfig.from_pretrained(path, config.hf_overrides)
-        self.tokenizer: Tokenizer | None = None
-        if not config.skip_tokenizer_init:
-            folder = (
-                resolve_model(config.tokenizer, token=config.hf_token, field="tokenizer") if config.tokenizer else path
-            )
-            self.tokenizer = Tokenizer.from_pretrained(folder)
-        self.default_sampling_params, eos = read_generation_config(config.generation_config, model_config)
-        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            eos = (*eos, self.tokenizer.eos_token_id)
-        self.model_config = replace(model_config, eos_token_ids=tuple(dict.fromkeys(eos)))
-        self.chat_template = self._read_template(config.chat_template)
-        self.engine = _build_engine(path, config, self.model_config, self.tokenizer)
+        frontend = Frontend(config)
+        self.tokenizer = frontend.tokenizer
+        self.model_config = frontend.model_config
+        self.default_sampling_params = frontend.default_sampling_params
+        self.chat_template = frontend.chat_template
+        self.engine = LLMEngine(build_core(config, frontend.path, frontend.model_config), frontend)
         self.request_ids = map(str, itertools.count())
         self.is_closed = False
 
@@ -179,18 +165,6 @@ class LLM:
             raise ValueError(f"sampling_params: {len(params)} given for {len(prompts)} prompts")
         return list(params)
 
-    def _read_template(self, template: str | None) -> str | None:
-        """A template as it is, by the name the tokenizer has for it, or in a file."""
-        names = self.tokenizer.chat_templates if self.tokenizer is not None else {}
-        if template is None or "{" in template or template in names:
-            return template
-        path = Path(template)
-        if not path.is_file():
-            raise ValueError(
-                f"chat_template: {template!r} is neither a Jinja template, nor a file, nor in {sorted(names)}"
-            )
-        return path.read_text(encoding="utf-8")
-
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer.
 
@@ -225,35 +199,3 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _build_engine(
-    path: Path, config: EngineConfig, model_config: ModelConfig, tokenizer: Tokenizer | None
-) -> LLMEngine:
-    from lightvllm.executor.local import LocalExecutor  # imports torch, which nothing above needs
-
-    executor = LocalExecutor(path, config, model_config)
-    plan = executor.plan
-    logger.info("%s", plan)
-    caches_prefixes = config.enable_prefix_caching
-    if (
-        caches_prefixes
-        and model_config.rope.type == "dynamic"
-        and plan.max_model_len > model_config.max_position_embeddings
-    ):
-        logger.warning("prefix caching is off: with dynamic rope scaling a key depends on its whole prompt's length")
-        caches_prefixes = False
-    core = EngineCore(
-        executor,
-        SchedulerConfig(
-            num_blocks=plan.num_blocks,
-            max_model_len=plan.max_model_len,
-            block_size=plan.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_prefix_caching=caches_prefixes,
-            policy=config.scheduling_policy,
-            long_prefill_token_threshold=config.long_prefill_token_threshold,
-        ),
-    )
-    return LLMEngine(core, tokenizer, model_config, seed=config.seed, max_logprobs=config.max_logprobs)

@@ -4,12 +4,15 @@ import time
 from copy import copy
 
 from lightvllm.engine.detokenizer import Detokenizer
+from lightvllm.engine.messages import AddRequest
 from lightvllm.engine.prompts import TokenizedPrompt
 from lightvllm.engine.request import CoreOutput
 from lightvllm.engine.step import TokenLogprobs
+from lightvllm.engine.streams import CompletionDelta, RequestDelta
 from lightvllm.engine.tokenizer import Tokenizer
 from lightvllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from lightvllm.sampling_params import SamplingParams
+from lightvllm.seeds import child_seed
 
 
 class Completion:
@@ -37,6 +40,8 @@ class Completion:
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self._num_tokens_taken = 0
+        self._end_taken = False
 
     def append(self, output: CoreOutput) -> bool:
         """Take in a step's tokens. True if a stop string ended the completion, of which the core knows nothing."""
@@ -50,7 +55,7 @@ class Completion:
             before = self.detokenizer.num_tokens
             stop = self.detokenizer.append(token_ids[:-1] if hidden else token_ids)
             if self.finish_reason is not None:
-                self.detokenizer.next_text(finished=True)
+                self.detokenizer.finish()
                 stop = self.detokenizer.matched_stop  # what was held back may complete one, too
             if stop is not None:
                 stopped = output.finish_reason is None
@@ -62,6 +67,22 @@ class Completion:
                 self.cumulative_logprob += entry.logprobs[0]
                 self.logprobs.append(named_logprobs(entry, self.tokenizer))
         return stopped
+
+    def take_delta(self) -> CompletionDelta | None:
+        """What is new since the last call; None if nothing is."""
+        start, self._num_tokens_taken = self._num_tokens_taken, len(self.token_ids)
+        is_end = self.finish_reason is not None and not self._end_taken
+        if start == self._num_tokens_taken and not is_end:
+            return None
+        self._end_taken |= is_end
+        return CompletionDelta(
+            index=self.index,
+            text="" if self.detokenizer is None else self.detokenizer.next_text(),
+            token_ids=self.token_ids[start:],
+            logprobs=None if self.logprobs is None else self.logprobs[start:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
 
     def output(self) -> CompletionOutput:
         """A snapshot."""
@@ -77,7 +98,13 @@ class Completion:
 
 
 class RequestState:
-    """A user's request: its completions, and what they share."""
+    """A user's request: its completions, what they share, and all that is needed to take it up again elsewhere.
+
+    Args:
+        prompt, params: checked; `params` belong to the request.
+        seed: of its random draws; each completion has its own, drawn from this.
+        stream: see `LLMEngine.add_request`.
+    """
 
     def __init__(
         self,
@@ -85,12 +112,19 @@ class RequestState:
         prompt: TokenizedPrompt,
         params: SamplingParams,
         tokenizer: Tokenizer | None,
-        stream: bool,
+        *,
+        seed: int,
+        eos_token_ids: tuple[int, ...] = (),
+        priority: int = 0,
+        stream: bool = False,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.params = params
         self.tokenizer = tokenizer if params.detokenize else None
+        self.seed = seed
+        self.eos_token_ids = eos_token_ids
+        self.priority = priority
         self.stream = stream
         self.completions = [Completion(i, prompt, params, tokenizer) for i in range(params.n)]
         self.num_unfinished = params.n
@@ -99,6 +133,36 @@ class RequestState:
         )
         self.num_cached_tokens: int | None = None
         self.metrics = RequestMetrics(arrival_time=time.monotonic())
+        self._prompt_logprobs_taken = False
+
+    @property
+    def core_ids(self) -> list[str]:
+        """The core knows each completion as a request of its own, by these ids."""
+        if self.params.n == 1:
+            return [self.request_id]
+        return [f"{self.request_id}/{index}" for index in range(self.params.n)]
+
+    def core_requests(self) -> list[AddRequest]:
+        """The unfinished completions as the core is to run them: from the start, or from where they are by now."""
+        sibling_params = copy(self.params)
+        sibling_params.prompt_logprobs = None  # the first completion's serve all
+        if self.prompt_logprobs is not None and not self.completions[0].token_ids:
+            self.prompt_logprobs = [None]  # the core begins with them again
+        return [
+            AddRequest(
+                request_id=core_id,
+                prompt_token_ids=self.prompt.token_ids,
+                sampling_params=sibling_params if completion.index else self.params,
+                seed=child_seed(self.seed, completion.index),
+                eos_token_ids=self.eos_token_ids,
+                output_token_ids=completion.token_ids,
+                priority=self.priority,
+                arrival_time=self.metrics.arrival_time,
+                cache_salt=self.prompt.cache_salt,
+            )
+            for core_id, completion in zip(self.core_ids, self.completions, strict=True)
+            if completion.finish_reason is None
+        ]
 
     def append(self, index: int, output: CoreOutput) -> bool:
         """Take in a step's output for one completion; see `Completion.append`."""
@@ -120,6 +184,19 @@ class RequestState:
             if self.num_unfinished == 0:
                 self.metrics.finished_time = time.monotonic()
         return stopped
+
+    def take_delta(self) -> RequestDelta:
+        """What is new since the last call: nothing before all of the prompt's log-probabilities are there."""
+        if self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt.token_ids):
+            return RequestDelta([], finished=self.num_unfinished == 0)
+        delta = RequestDelta(
+            [delta for completion in self.completions if (delta := completion.take_delta()) is not None],
+            num_cached_tokens=self.num_cached_tokens or 0,
+            finished=self.num_unfinished == 0,
+        )
+        if not self._prompt_logprobs_taken and delta.outputs:
+            delta.prompt_logprobs, self._prompt_logprobs_taken = self.prompt_logprobs, True
+        return delta
 
     def output(self) -> RequestOutput:
         """A snapshot."""

@@ -76,18 +76,21 @@ class Detokenizer:
         """All of the output's text that may be shown by now."""
         return "".join(self._parts)
 
-    def next_text(self, finished: bool = False) -> str:
-        """The text that may be shown and that no earlier call has returned.
+    def finish(self) -> None:
+        """No token will follow: what was held back may be shown now, half a character as U+FFFD."""
+        if self.matched_stop is not None:
+            return
+        tail = self._stream.finish()
+        if self._matcher is None:
+            self._parts.append(tail)
+        elif not self._match(tail, self._matcher):
+            self._parts.append(self._held)
+            self._held, self._state = "", 0
 
-        `finished` says that no token will follow: what was held back comes out, half a character as U+FFFD.
-        """
-        if finished and self.matched_stop is None:
-            tail = self._stream.finish()
-            if self._matcher is None:
-                self._parts.append(tail)
-            elif not self._match(tail, self._matcher):
-                self._parts.append(self._held)
-                self._held, self._state = "", 0
+    def next_text(self, finished: bool = False) -> str:
+        """The text that may be shown and that no earlier call has returned; `finished` calls `finish` first."""
+        if finished:
+            self.finish()
         new = "".join(self._parts[self._num_parts_handed_out :])
         self._num_parts_handed_out = len(self._parts)
         return new

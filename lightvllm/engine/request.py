@@ -12,6 +12,7 @@ from lightvllm.engine.step import TokenLogprobs
 from lightvllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from lightvllm.engine.messages import AddRequest
     from lightvllm.engine.prefix_cache import CachedBlock
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -158,6 +159,11 @@ class Request:
         self.block_hashes: list[bytes] = []
         self.cached_prefix: CachedBlock | None = None
         self.next_block_end = NEVER
+
+    @classmethod
+    def from_message(cls, message: "AddRequest") -> "Request":
+        """The request that a message from the front asks for."""
+        return cls(**msgspec.structs.asdict(message))
 
     @property
     def prompt_token_ids(self) -> list[int]:

@@ -23,6 +23,7 @@ from lightvllm.engine.prefix_cache import PrefixCache
 from lightvllm.engine.request import NEVER, CoreOutput, FinishReason, Request, RequestStatus
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.step import NewRequest, StepInput, StepOutput
+from lightvllm.errors import ParameterError
 
 _order = attrgetter("order")
 
@@ -64,6 +65,39 @@ class SchedulerConfig:
         if self.policy not in ("fcfs", "priority"):
             raise ValueError(f"policy is {self.policy!r}, but must be 'fcfs' or 'priority'")
 
+    def max_num_tokens(self, name: str, num_prompt_tokens: int, max_tokens: int | None) -> int:
+        """The length, prompt and output, at which a request ends: at `max_tokens`, else where context or cache do.
+
+        Args:
+            name: the request's, for the error.
+            max_tokens: that it may generate; None for as many as fit.
+
+        Raises:
+            ParameterError: it could never run to its end, with the numbers.
+        """
+        if num_prompt_tokens + 1 > self.max_model_len:
+            raise ParameterError(
+                "prompt",
+                f"the prompt of {name} has {num_prompt_tokens} tokens, but must have at most "
+                f"{self.max_model_len - 1}: max_model_len is {self.max_model_len}, one token at least is generated",
+            )
+        # The last token generated is never computed, so it needs no room in the cache.
+        capacity = self.num_blocks * self.block_size + 1
+        if max_tokens is None:
+            longest, wish = num_prompt_tokens + 1, "one token to generate"
+            ends_at = min(self.max_model_len, capacity)
+        else:
+            longest = ends_at = min(self.max_model_len, num_prompt_tokens + max_tokens)
+            wish = f"max_tokens={max_tokens}"
+        if longest > capacity:
+            raise ParameterError(
+                "prompt" if max_tokens is None else "max_tokens",
+                f"{name} needs {-(-(longest - 1) // self.block_size)} KV-cache blocks of {self.block_size} tokens "
+                f"for {num_prompt_tokens} prompt tokens and {wish}, but the cache has {self.num_blocks}: shorten "
+                "the prompt, lower max_tokens, or give the KV cache more memory",
+            )
+        return ends_at
+
 
 class Scheduler:
     """Hands out the tokens of each step and takes in its results.
@@ -100,7 +134,15 @@ class Scheduler:
         """
         if request.request_id in self.requests:
             raise ValueError(f"request_id is {request.request_id!r}, but a request of this id is not finished yet")
-        request.max_num_tokens = self._max_num_tokens(request)
+        max_num_tokens = self.config.max_num_tokens(
+            f"request {request.request_id!r}", request.num_prompt_tokens, request.sampling_params.max_tokens
+        )
+        if len(request.token_ids) >= max_num_tokens:
+            raise ValueError(
+                f"output_token_ids of request {request.request_id!r} has {request.num_output_tokens} tokens, but must "
+                f"leave at least one to generate: it ends with {max_num_tokens - request.num_prompt_tokens}"
+            )
+        request.max_num_tokens = max_num_tokens
         priority = request.priority if self.config.policy == "priority" else 0
         request.order = (priority, request.arrival_time, next(self._arrivals))
         self.requests[request.request_id] = request
@@ -229,36 +271,6 @@ class Scheduler:
             num_slots = len(request.block_ids) * self.config.block_size
             assert request.num_computed_tokens <= num_slots, f"{request.request_id}: tokens without blocks"
             assert is_running or not request.block_ids, f"{request.request_id} waits, but owns blocks"
-
-    def _max_num_tokens(self, request: Request) -> int:
-        """The length at which the request ends; refuses one that would not fit until then."""
-        config, params = self.config, request.sampling_params
-        name, num_prompt_tokens = f"request {request.request_id!r}", request.num_prompt_tokens
-        if num_prompt_tokens + 1 > config.max_model_len:
-            raise ValueError(
-                f"the prompt of {name} has {num_prompt_tokens} tokens, but must have at most "
-                f"{config.max_model_len - 1}: max_model_len is {config.max_model_len}, one token at least is generated"
-            )
-        # The last token generated is never computed, so it needs no room in the cache.
-        capacity = config.num_blocks * config.block_size + 1
-        if params.max_tokens is None:
-            longest, wish = num_prompt_tokens + 1, "one token to generate"
-            max_num_tokens = min(config.max_model_len, capacity)
-        else:
-            longest = max_num_tokens = min(config.max_model_len, num_prompt_tokens + params.max_tokens)
-            wish = f"max_tokens={params.max_tokens}"
-        if longest > capacity:
-            raise ValueError(
-                f"{name} needs {-(-(longest - 1) // config.block_size)} KV-cache blocks of {config.block_size} tokens "
-                f"for {num_prompt_tokens} prompt tokens and {wish}, but the cache has {config.num_blocks}: shorten "
-                "the prompt, lower max_tokens, or give the KV cache more memory"
-            )
-        if len(request.token_ids) >= max_num_tokens:
-            raise ValueError(
-                f"output_token_ids of {name} has {request.num_output_tokens} tokens, but must leave at least one "
-                f"to generate: it ends with {max_num_tokens - num_prompt_tokens}"
-            )
-        return max_num_tokens
 
     def _schedule_waiting(self, step: StepInput, budget: int) -> None:
         while self.waiting and budget and len(self.running) < self.config.max_num_seqs and not self._no_room:
