@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from lightvllm.engine.messages import StepReport
+from lightvllm.engine.messages import EngineReady, StepReport
 from lightvllm.sampling_params import SamplingParams
 
 
@@ -32,7 +32,10 @@ class RequestRecord:
 
 
 class EngineObserver(Protocol):
-    """Called on the event loop, so each call is short."""
+    """Called on the event loop, so each call is short. Who derives from it says only what it wants to hear."""
+
+    def on_ready(self, ready: EngineReady) -> None:
+        """The engine has its model loaded: at the start, and again after each crash."""
 
     def on_step(self, report: StepReport) -> None:
         """The engine made a step. The counters in `report.stats` start again at 0 when the engine does."""
@@ -48,3 +51,34 @@ class EngineObserver(Protocol):
 
     def on_crash(self, num_recovered: int) -> None:
         """The engine died or hung, and is started again: so many requests go on where they were."""
+
+
+class Observers(EngineObserver):
+    """Several observers as one."""
+
+    def __init__(self, *observers: EngineObserver) -> None:
+        self._observers = observers
+
+    def on_ready(self, ready: EngineReady) -> None:
+        for observer in self._observers:
+            observer.on_ready(ready)
+
+    def on_step(self, report: StepReport) -> None:
+        for observer in self._observers:
+            observer.on_step(report)
+
+    def on_first_token(self, seconds: float) -> None:
+        for observer in self._observers:
+            observer.on_first_token(seconds)
+
+    def on_inter_token(self, seconds: float) -> None:
+        for observer in self._observers:
+            observer.on_inter_token(seconds)
+
+    def on_finish(self, record: RequestRecord) -> None:
+        for observer in self._observers:
+            observer.on_finish(record)
+
+    def on_crash(self, num_recovered: int) -> None:
+        for observer in self._observers:
+            observer.on_crash(num_recovered)
