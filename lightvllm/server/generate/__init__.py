@@ -1,0 +1,1 @@
+"""The two endpoints that generate: /v1/completions and /v1/chat/completions."""

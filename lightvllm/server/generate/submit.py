@@ -1,0 +1,112 @@
+"""The engine requests behind one HTTP request: one for each of its prompts, run together."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from lightvllm.engine.async_engine import AsyncEngine
+from lightvllm.engine.prompts import TokenizedPrompt
+from lightvllm.engine.streams import RequestDelta, RequestFailed, RequestStream
+from lightvllm.sampling_params import SamplingParams
+
+# What several requests say, each with its prompt's index; None when one ends.
+_News = asyncio.Queue[tuple[int, RequestDelta] | None | Exception]
+
+
+class Generation:
+    """Requests that the engine has accepted."""
+
+    def __init__(self, streams: Sequence[RequestStream]) -> None:
+        self.streams = streams
+
+    async def final(self) -> list[RequestDelta]:
+        """All of the outputs, by prompt. The first failure is raised.
+
+        Raises:
+            RequestFailed: see there.
+        """
+        tasks = [asyncio.ensure_future(stream.final()) for stream in self.streams]
+        try:
+            return [_sound(delta) for delta in await asyncio.gather(*tasks)]
+        finally:
+            await _cancel(tasks)
+
+    async def deltas(self) -> AsyncGenerator[list[tuple[int, RequestDelta]], None]:
+        """What the requests got since the last look: (index of the prompt, delta) each. Close it where it is left.
+
+        Raises:
+            RequestFailed: see there.
+        """
+        if len(self.streams) == 1:
+            async for delta in self.streams[0]:
+                yield [(0, _sound(delta))]
+            return
+        # A reader that waits for room leaves it to the engine's stream to merge what comes meanwhile.
+        queue: _News = asyncio.Queue(maxsize=len(self.streams))
+        tasks = [asyncio.ensure_future(_read(i, stream, queue)) for i, stream in enumerate(self.streams)]
+        num_unfinished = len(tasks)
+        try:
+            while num_unfinished:
+                news = [await queue.get()]
+                while not queue.empty():
+                    news.append(queue.get_nowait())
+                batch = []
+                for item in news:
+                    if isinstance(item, Exception):
+                        raise item
+                    if item is None:
+                        num_unfinished -= 1
+                    else:
+                        batch.append((item[0], _sound(item[1])))
+                yield batch
+        finally:
+            await _cancel(tasks)
+
+
+@asynccontextmanager
+async def submitted(
+    engine: AsyncEngine,
+    request_id: str,
+    prompts: Sequence[TokenizedPrompt],
+    params: SamplingParams,
+    *,
+    priority: int = 0,
+    timeout: float | None = None,
+) -> AsyncIterator[Generation]:
+    """Have the engine run all prompts; whatever has not finished when the context is left is aborted.
+
+    Raises:
+        As `AsyncEngine.add_request`.
+    """
+    streams: list[RequestStream] = []
+    try:
+        for index, prompt in enumerate(prompts):
+            engine_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
+            streams.append(await engine.add_request(engine_id, prompt, params, priority=priority, timeout=timeout))
+        yield Generation(streams)
+    finally:
+        for stream in streams:
+            stream.abort()
+
+
+async def _read(index: int, stream: RequestStream, queue: _News) -> None:
+    try:
+        async for delta in stream:
+            await queue.put((index, delta))
+        await queue.put(None)
+    except Exception as error:  # for the one that reads the queue
+        await queue.put(error)
+
+
+def _sound(delta: RequestDelta) -> RequestDelta:
+    """The delta, unless one of its completions came to grief."""
+    for output in delta.outputs:
+        if output.finish_reason == "error":
+            raise RequestFailed("engine", f"the engine could not go on with this request: {output.stop_reason}")
+    return delta
+
+
+async def _cancel(tasks: "Sequence[asyncio.Future[object]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
