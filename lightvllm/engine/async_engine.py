@@ -1,109 +1,77 @@
-"""The engine for a server: the core in a process of its own, requests as streams, and crashes that nobody notices."""
+"""The engine for a server: the core in a process of its own, requests as streams, and crashes that nobody notices.
 
+Everything a request needs to go on is here, in its `RequestState`; the core is a cache that can be thrown away. When
+its process dies or hangs, a new one is started and gets every unfinished request with the tokens it has. Draws are a
+function of seed and position, so the tokens that follow are the ones that would have followed.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from lightvllm.config import EngineConfig
-from lightvllm.engine.observer import EngineObserver
+from lightvllm.engine.completions import RequestState
+from lightvllm.engine.frontend import Frontend
+from lightvllm.engine.messages import AbortRequests, ResetPrefixCache, StepReport, ToFront, TraceUpdate, WatchSteps
+from lightvllm.engine.observer import EngineObserver, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
+from lightvllm.engine.request import CoreOutput
+from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
+from lightvllm.engine.streams import CompletionDelta, RequestDelta, RequestFailed, RequestStream
+from lightvllm.engine.supervisor import Health, Supervisor
 from lightvllm.engine.tokenizer import Tokenizer
 from lightvllm.engine.trace import StepTrace
+from lightvllm.errors import EngineOverloaded, EngineUnavailable, ParameterError
 from lightvllm.model_config import ModelConfig
-from lightvllm.outputs import Logprob
 from lightvllm.sampling_params import SamplingParams
 
+__all__ = ["AsyncEngine", "CompletionDelta", "Health", "RequestDelta", "RequestFailed", "RequestStream"]
 
-@dataclass(slots=True)
-class CompletionDelta:
-    """What a completion got since the last delta.
+logger = logging.getLogger(__name__)
 
-    Attributes:
-        index: which of the request's `n`.
-        text: new text, certain: no half characters, no part of a stop string.
-        token_ids, logprobs: the new tokens; those whose text is still held back are among them. `logprobs` is parallel,
-            None unless asked for.
-        finish_reason, stop_reason: as in `lightvllm.outputs.CompletionOutput`; set in its last delta.
-    """
-
-    index: int
-    text: str
-    token_ids: list[int]
-    logprobs: list[dict[int, Logprob]] | None = None
-    finish_reason: Literal["stop", "length", "abort", "error"] | None = None
-    stop_reason: int | str | None = None
+# A request that the core died of so many times, without a token for it in between, is given up: it may be the cause.
+MAX_CRASHES = 3
+# From so many on it runs alone, so that no other is given up for what it does.
+SUSPECT_CRASHES = 2
+# Traces a watcher may be behind; who falls further back gets a snapshot.
+MAX_TRACES = 256
 
 
-@dataclass(slots=True)
-class RequestDelta:
-    """What a request got since the last delta: only those completions that got anything.
+class _Entry:
+    """A request that is not finished."""
 
-    Attributes:
-        num_cached_tokens: prompt tokens that the prefix cache had.
-        prompt_logprobs: in the first delta, if asked for: as in `lightvllm.outputs.RequestOutput`.
-        finished: all completions are; no delta follows.
-    """
+    def __init__(self, state: RequestState, stream: RequestStream) -> None:
+        self.state = state
+        self.stream = stream
+        self.num_crashes = 0  # in all
+        self.crashes_in_a_row = 0  # without a token in between
+        self.deadline: asyncio.TimerHandle | None = None
 
-    outputs: list[CompletionDelta]
-    num_cached_tokens: int = 0
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-    finished: bool = False
-
-
-class RequestFailed(RuntimeError):
-    """A request ended by no fault of its sender's, or past its deadline; raised from its stream.
-
-    Attributes:
-        kind: "deadline": it took longer than it may. "engine": a step failed because of it, or it was running in
-            three engine crashes without a token between. "shutdown": the server stops.
-    """
-
-    def __init__(self, kind: Literal["deadline", "engine", "shutdown"], message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether the engine answers, and if not, what is being done about it."""
-
-    is_healthy: bool
-    status: Literal["starting", "ok", "restarting", "hung", "stopping", "failed"]
-    message: str = ""
-
-
-class RequestStream:
-    """The deltas of one request. A reader that is slow gets fewer and larger ones: nothing piles up but its output."""
-
-    request_id: str
-
-    def __aiter__(self) -> AsyncIterator[RequestDelta]:
-        """Raises `RequestFailed` where the request fails. Leaving the loop early does not abort: call `abort`."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """Give the request up and free its cache blocks. Nothing happens if it has finished."""
-        raise NotImplementedError
+    @property
+    def is_suspect(self) -> bool:
+        return self.crashes_in_a_row >= SUSPECT_CRASHES
 
 
 class AsyncEngine:
     """See the module.
 
+    Args:
+        observer: told of steps, tokens, ends and crashes.
+        max_queued_requests, max_queued_tokens: requests, and their prompt tokens, that may wait or run at a time.
+        engine_timeout: seconds without a step, while there are requests, after which the core counts as hung.
+
     Attributes:
         tokenizer, model_config, chat_template, default_sampling_params: as in `lightvllm.llm.LLM`. There is always a
             tokenizer.
-        max_model_len: the most tokens, prompt and output, of one request. Known once started.
-        num_unfinished, num_unfinished_tokens: requests that wait or run, and their prompt tokens.
-    """
+        num_unfinished_tokens: prompt tokens of the requests that wait or run.
 
-    tokenizer: Tokenizer
-    model_config: ModelConfig
-    chat_template: str | None
-    default_sampling_params: dict[str, object]
-    max_model_len: int
-    num_unfinished: int
-    num_unfinished_tokens: int
+    Raises:
+        ValueError: a setting or a checkpoint that does not work.
+    """
 
     def __init__(
         self,
@@ -113,7 +81,31 @@ class AsyncEngine:
         max_queued_requests: int = 1024,
         max_queued_tokens: int = 1 << 20,
         engine_timeout: float = 120.0,
-    ) -> None: ...
+    ) -> None:
+        self.config = config
+        self.frontend = frontend = Frontend(config)
+        if frontend.tokenizer is None:
+            raise ValueError("skip_tokenizer_init: a server needs the tokenizer")
+        self.tokenizer: Tokenizer = frontend.tokenizer
+        self.model_config: ModelConfig = frontend.model_config
+        self.chat_template = frontend.chat_template
+        self.default_sampling_params: dict[str, Any] = frontend.default_sampling_params
+        self.max_queued_requests = max_queued_requests
+        self.max_queued_tokens = max_queued_tokens
+        self.num_unfinished_tokens = 0
+        self._observer = observer
+        self._entries: dict[str, _Entry] = {}
+        self._unsubmitted: dict[str, _Entry] = {}  # those of them that the core does not have
+        self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
+        self._pace = _Pace()
+        self._stats: EngineStats | None = None
+        self._watchers: set[_Watcher] = set()
+        self._is_stopping = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._supervisor = Supervisor(self, config, frontend.path, engine_timeout)
+
+    # ---- life
 
     async def start(self) -> None:
         """Start the engine process and wait until its model is loaded.
@@ -121,6 +113,46 @@ class AsyncEngine:
         Raises:
             ValueError: a setting or a checkpoint that does not work.
         """
+        await self._supervisor.start()
+
+    async def stop(self, timeout: float) -> None:
+        """Accept nothing more, let what runs finish for so many seconds, fail the rest, end the process."""
+        self._is_stopping = True
+        try:
+            await asyncio.wait_for(self._is_idle.wait(), timeout)
+        except TimeoutError:
+            for entry in list(self._entries.values()):
+                self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
+        await self._supervisor.stop()
+
+    async def health(self) -> Health:
+        """Ask the engine whether it lives."""
+        if self._is_stopping:
+            return Health("stopping", "the server stops: nothing more is accepted")
+        return await self._supervisor.health()
+
+    @property
+    def limits(self) -> SchedulerConfig:
+        """Of the core; known once started."""
+        assert self._supervisor.ready is not None, "the engine has not started"
+        return self._supervisor.ready.scheduler
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens, prompt and output, of one request. Known once started."""
+        return self.limits.max_model_len
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process; None while there is none."""
+        return self._supervisor.pid
+
+    # ---- requests
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._entries)
 
     async def add_request(
         self,
@@ -142,22 +174,256 @@ class AsyncEngine:
             EngineOverloaded: the queue is full.
             EngineUnavailable: no engine answers, and none will soon.
         """
-        raise NotImplementedError
+        self._refuse_what_cannot_run(prompt, params)
+        if params.structured_outputs is not None:  # compiled to be checked, which may take a while
+            state = await asyncio.to_thread(
+                self.frontend.open_request, request_id, prompt, params, priority=priority, stream=True
+            )
+        else:
+            state = self.frontend.open_request(request_id, prompt, params, priority=priority, stream=True)
+        self._refuse_what_is_too_much(state)
+        entry = _Entry(state, RequestStream(state, self.abort))
+        self._entries[request_id] = self._unsubmitted[request_id] = entry
+        self._owner_of |= {core_id: (entry, index) for index, core_id in enumerate(state.core_ids)}
+        self.num_unfinished_tokens += len(prompt.token_ids)
+        self._is_idle.clear()
+        if timeout is not None:
+            late = RequestFailed("deadline", f"timeout: the request was not finished within {timeout:g} s")
+            entry.deadline = asyncio.get_running_loop().call_later(timeout, self._fail, entry, late)
+        self._submit()
+        return entry.stream
 
-    async def health(self) -> Health:
-        """Ask the engine whether it lives."""
-        raise NotImplementedError
-
-    def stats(self) -> EngineStats:
-        """The figures of the last step."""
-        raise NotImplementedError
-
-    def watch(self) -> AsyncIterator[StepTrace]:
-        """The engine's steps as they happen, while the iterator is open; steps nobody had time to read are left out."""
-        raise NotImplementedError
+    def abort(self, request_id: str) -> None:
+        """End a request and free its blocks. Ids of finished or unknown requests mean nothing."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            entry.state.abort()
+            self._end(entry, "abort")
+            entry.stream.wake()
 
     async def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes."""
+        self._supervisor.send(ResetPrefixCache())
 
-    async def stop(self, timeout: float) -> None:
-        """Accept nothing more, let what runs finish for so many seconds, fail the rest, end the process."""
+    def _refuse_what_cannot_run(self, prompt: TokenizedPrompt, params: SamplingParams) -> None:
+        limits, num_prompt_tokens = self.limits, len(prompt.token_ids)
+        limits.max_num_tokens("the request", num_prompt_tokens, params.max_tokens)
+        if params.max_tokens is not None and num_prompt_tokens + params.max_tokens > limits.max_model_len:
+            raise ParameterError(
+                "max_tokens",
+                f"max_tokens is {params.max_tokens} and the prompt has {num_prompt_tokens} tokens, together more than "
+                f"the context of {limits.max_model_len} tokens: ask for at most "
+                f"{limits.max_model_len - num_prompt_tokens}, or shorten the prompt",
+            )
+
+    def _refuse_what_is_too_much(self, state: RequestState) -> None:
+        if self._is_stopping:
+            raise EngineUnavailable("the server stops: nothing more is accepted")
+        self._supervisor.refuse_if_hopeless()
+        if any(core_id in self._owner_of for core_id in state.core_ids) or state.request_id in self._entries:
+            raise ParameterError("request_id", f"request_id: {state.request_id!r} is in use")
+        num_tokens = self.num_unfinished_tokens + len(state.prompt.token_ids)
+        what = None
+        if self.num_unfinished >= self.max_queued_requests:
+            what = f"{self.num_unfinished} requests wait or run"
+        elif num_tokens > self.max_queued_tokens and self._entries:
+            what = f"requests with {self.num_unfinished_tokens} prompt tokens wait or run"
+        if what is not None:
+            raise EngineOverloaded(f"the queue is full: {what}; try again later", self._pace.seconds_to_next)
+
+    # ---- what the supervisor calls
+
+    def take_message(self, message: ToFront) -> None:
+        """What the core says, once it runs."""
+        if isinstance(message, StepReport):
+            self._stats = message.stats
+            for output in message.outputs:
+                try:
+                    self._take(output)
+                except Exception:  # a bug of ours ends one request, not all
+                    logger.exception("cannot take in the output of request %r", output.request_id)
+                    if output.request_id in self._owner_of:
+                        self._fail(self._owner_of[output.request_id][0], RequestFailed("engine", "an internal error"))
+            if self._observer is not None:
+                self._observer.on_step(message)
+            self._submit()
+        trace = message.trace if isinstance(message, StepReport | TraceUpdate) else None
+        if trace is not None:
+            self._show(trace)
+
+    def resubmit(self) -> None:
+        """There is a new core: give it what the one before had."""
+        if self._watchers:
+            self._supervisor.send(WatchSteps(True))
+        self._submit()
+
+    def take_crash(self) -> None:
+        """The core is gone, and what it computed with it."""
+        for entry in list(self._entries.values()):
+            if entry.state.request_id in self._unsubmitted:
+                continue
+            self._unsubmitted[entry.state.request_id] = entry
+            entry.num_crashes += 1
+            entry.crashes_in_a_row += 1
+            if entry.crashes_in_a_row >= MAX_CRASHES:
+                message = f"the engine died {MAX_CRASHES} times while this request ran, without a token in between"
+                self._fail(entry, RequestFailed("engine", message))
+        # In the order of arrival, as ever.
+        self._unsubmitted = {name: entry for name, entry in self._entries.items() if name in self._unsubmitted}
+        if self._observer is not None:
+            self._observer.on_crash(len(self._entries))
+
+    def fail_all(self, message: str) -> None:
+        """The engine cannot be started again."""
+        for entry in list(self._entries.values()):
+            self._fail(entry, RequestFailed("engine", message))
+
+    @property
+    def has_submitted(self) -> bool:
+        """Whether the core owes anything."""
+        return len(self._entries) > len(self._unsubmitted)
+
+    # ---- inside
+
+    def _submit(self) -> None:
+        """Give the core what it does not have: of the suspects one at a time, and everything else."""
+        if not self._unsubmitted or not self._supervisor.is_running:
+            return
+        has_suspect = any(entry.is_suspect for name, entry in self._entries.items() if name not in self._unsubmitted)
+        for name, entry in list(self._unsubmitted.items()):
+            if entry.is_suspect and has_suspect:
+                continue
+            has_suspect |= entry.is_suspect
+            for message in entry.state.core_requests():
+                self._supervisor.send(message)
+            del self._unsubmitted[name]
+
+    def _take(self, output: CoreOutput) -> None:
+        entry, index = self._owner_of.get(output.request_id, (None, 0))
+        if entry is None:
+            return
+        state, metrics = entry.state, entry.state.metrics
+        if output.error is not None:
+            self._fail(entry, RequestFailed("engine", output.error))
+            return
+        first, last = metrics.first_token_time, state.completions[index].last_token_time
+        if state.append(index, output):
+            self._supervisor.send(AbortRequests([output.request_id]))
+        if output.new_token_ids:
+            entry.crashes_in_a_row = 0
+            if self._observer is not None:
+                now = metrics.last_token_time or 0.0
+                if first is None:
+                    self._observer.on_first_token(now - metrics.arrival_time)
+                if last is not None:
+                    self._observer.on_inter_token(now - last)
+        if state.num_unfinished == 0:
+            self._end(entry, None)
+        entry.stream.wake()
+
+    def _fail(self, entry: _Entry, failure: RequestFailed) -> None:
+        if entry.state.request_id in self._entries:
+            entry.state.num_unfinished = 0
+            self._end(entry, "error")
+            entry.stream.fail(failure)
+
+    def _end(self, entry: _Entry, reason: str | None) -> None:
+        """Forget a request; `reason` is why it ends before its time."""
+        state = entry.state
+        is_submitted = self._unsubmitted.pop(state.request_id, None) is None
+        if reason is not None and is_submitted:
+            self._supervisor.send(AbortRequests(state.core_ids))
+        for core_id in state.core_ids:
+            self._owner_of.pop(core_id, None)
+        del self._entries[state.request_id]
+        self.num_unfinished_tokens -= len(state.prompt.token_ids)
+        if entry.deadline is not None:
+            entry.deadline.cancel()
+        self._pace.note_end()
+        if self._observer is not None:
+            self._observer.on_finish(_record(entry, reason))
+        if not self._entries:
+            self._is_idle.set()
+        self._submit()  # a suspect may have been what others waited for
+
+    # ---- watching
+
+    def stats(self) -> EngineStats | None:
+        """The figures of the last step; None before the first."""
+        return self._stats
+
+    async def watch(self) -> AsyncIterator[StepTrace]:
+        """The engine's steps as they happen, while the iterator is open. The first trace is a snapshot.
+
+        Who falls far behind loses traces and gets a snapshot in their place.
+        """
+        watcher = _Watcher()
+        self._watchers.add(watcher)
+        self._supervisor.send(WatchSteps(True))
+        try:
+            while True:
+                yield await watcher.traces.get()
+        finally:
+            self._watchers.discard(watcher)
+            if not self._watchers:
+                self._supervisor.send(WatchSteps(False))
+
+    def _show(self, trace: StepTrace) -> None:
+        behind = [watcher for watcher in self._watchers if not watcher.put(trace)]
+        if behind:
+            self._supervisor.send(WatchSteps(True))
+
+
+class _Watcher:
+    """Someone's traces that they have not read yet."""
+
+    def __init__(self) -> None:
+        self.traces: asyncio.Queue[StepTrace] = asyncio.Queue()
+        self._needs_snapshot = True
+
+    def put(self, trace: StepTrace) -> bool:
+        """False if the reader is too far behind: its traces are dropped until there is a snapshot."""
+        if self._needs_snapshot and not trace.blocks.is_snapshot:
+            return True
+        self._needs_snapshot = self.traces.qsize() >= MAX_TRACES
+        if self._needs_snapshot:
+            while not self.traces.empty():
+                self.traces.get_nowait()
+            return False
+        self.traces.put_nowait(trace)
+        return True
+
+
+class _Pace:
+    """How soon a place in the queue becomes free, from when the last requests ended."""
+
+    def __init__(self) -> None:
+        self._ends: deque[float] = deque(maxlen=32)
+
+    def note_end(self) -> None:
+        self._ends.append(time.monotonic())
+
+    @property
+    def seconds_to_next(self) -> float:
+        """Between 1 and 60; a guess where there is nothing to go by."""
+        if len(self._ends) < 2:
+            return 5.0
+        return min(60.0, max(1.0, (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)))
+
+
+def _record(entry: _Entry, reason: str | None) -> RequestRecord:
+    state, metrics = entry.state, entry.state.metrics
+    return RequestRecord(
+        request_id=state.request_id,
+        params=state.params,
+        num_prompt_tokens=len(state.prompt.token_ids),
+        num_cached_tokens=state.num_cached_tokens or 0,
+        num_output_tokens=[len(completion.token_ids) for completion in state.completions],
+        finish_reasons=[completion.finish_reason or reason or "" for completion in state.completions],
+        arrival_time=metrics.arrival_time,
+        first_scheduled_time=metrics.first_scheduled_time,
+        first_token_time=metrics.first_token_time,
+        last_token_time=metrics.last_token_time,
+        finished_time=time.monotonic(),
+        num_crashes=entry.num_crashes,
+    )

@@ -40,6 +40,7 @@ class Completion:
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.last_token_time: float | None = None
         self._num_tokens_taken = 0
         self._end_taken = False
 
@@ -178,12 +179,19 @@ class RequestState:
             now = time.monotonic()
             if self.metrics.first_token_time is None:
                 self.metrics.first_token_time = now
-            self.metrics.last_token_time = now
+            self.metrics.last_token_time = completion.last_token_time = now
         if completion.finish_reason is not None:
             self.num_unfinished -= 1
             if self.num_unfinished == 0:
                 self.metrics.finished_time = time.monotonic()
         return stopped
+
+    def abort(self) -> None:
+        """End the completions that are not finished."""
+        for completion in self.completions:
+            if completion.finish_reason is None:
+                completion.finish_reason = "abort"
+        self.num_unfinished = 0
 
     def take_delta(self) -> RequestDelta:
         """What is new since the last call: nothing before all of the prompt's log-probabilities are there."""

@@ -1,11 +1,12 @@
 """The engine core: schedule a step, run it, take in its results; again."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
 from lightvllm.engine.stats import EngineStats
+from lightvllm.engine.step import StepInput
 from lightvllm.executor.base import Executor
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ class EngineCore:
     def __init__(self, executor: Executor, config: SchedulerConfig) -> None:
         self.executor = executor
         self.scheduler = Scheduler(config)
+        # Called with each step before it runs, while its requests are as they were.
+        self.on_scheduled: Callable[[StepInput], None] | None = None
 
     def add_request(self, request: Request) -> None:
         """Accept a request; its tokens come out of the next steps.
@@ -45,6 +48,8 @@ class EngineCore:
             if not step.request_ids:
                 assert not self.has_unfinished(), "requests are left, but none can be scheduled"
                 return []
+            if self.on_scheduled is not None:
+                self.on_scheduled(step)
             try:
                 output = self.executor.execute(step)
             except Exception as error:

@@ -4,8 +4,6 @@ All are msgspec structs, sent as msgpack: to the core what a request needs, toke
 for the first time and adding it again after a crash are the same message; to the front, one report a step.
 """
 
-from typing import Any
-
 import msgspec
 
 from lightvllm.engine.request import CoreOutput
@@ -42,7 +40,10 @@ class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", frozen=True):
 
 
 class WatchSteps(msgspec.Struct, tag="watch", frozen=True):
-    """Add a trace to each report from now on, or no longer."""
+    """Add a trace to each report from now on, the first one a snapshot, or no longer.
+
+    Sent again while it is on already, it brings another snapshot, for one who begins to watch later.
+    """
 
     is_on: bool
 
@@ -95,18 +96,14 @@ class StepReport(msgspec.Struct, tag="step", frozen=True):
     trace: StepTrace | None = None
 
 
+class TraceUpdate(msgspec.Struct, tag="trace", frozen=True):
+    """A trace of no step: a snapshot that was asked for, or what was aborted while nothing was left to run."""
+
+    trace: StepTrace
+
+
 class Pong(msgspec.Struct, tag="pong", frozen=True):
     """The core lives. Sent between two steps."""
 
 
-ToFront = EngineReady | EngineFailed | StepReport | Pong
-
-
-def encoder() -> msgspec.msgpack.Encoder:
-    """Encodes every message."""
-    return msgspec.msgpack.Encoder()
-
-
-def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    """Decodes `ToCore` or `ToFront`."""
-    return msgspec.msgpack.Decoder(kind)
+ToFront = EngineReady | EngineFailed | StepReport | TraceUpdate | Pong

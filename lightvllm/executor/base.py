@@ -12,6 +12,10 @@ class Executor(Protocol):
     that another one fills in the same step.
     """
 
+    def describe(self) -> dict[str, str]:
+        """For people: the "device", the "dtype", and how large the "kv_cache" is and why."""
+        ...
+
     def execute(self, step: StepInput) -> StepOutput:
         """Run one step, and return once its tokens are sampled.
 

@@ -35,6 +35,11 @@ class LocalExecutor:
         """The size of the worker's KV cache."""
         return self.worker.plan
 
+    def describe(self) -> dict[str, str]:
+        """See `lightvllm.executor.base.Executor.describe`."""
+        dtype = str(self.worker.dtype).removeprefix("torch.")
+        return {"device": str(self.worker.device), "dtype": dtype, "kv_cache": str(self.plan)}
+
     def execute(self, step: StepInput) -> StepOutput:
         """See `lightvllm.executor.base.Executor.execute`."""
         return self.worker.execute(step)
