@@ -22,6 +22,7 @@ WITHOUT_TORCH = [
     "lightvllm.sampling_params",
     "lightvllm.outputs",
     "lightvllm.model_config",
+    "lightvllm.client",
     "lightvllm.hub",
     "lightvllm.llm",
     "lightvllm.engine",
@@ -104,9 +105,14 @@ def test_only_their_own_room_imports_the_leaves() -> None:
     assert not wrong
 
 
+def test_the_client_stands_alone() -> None:
+    """A program that only speaks to a server carries nothing of the engine."""
+    assert not [(a, b) for a, b in edges() if room(a) == "client" and room(b) != "client"]
+
+
 def test_no_import_of_torch_in_the_engine() -> None:
     """Not even inside a function."""
-    for path in [*(ROOT / "engine").glob("*.py"), *(ROOT / "sql").glob("*.py")]:
+    for path in [file for name in ("engine", "sql", "client") for file in (ROOT / name).glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
