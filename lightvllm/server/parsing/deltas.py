@@ -1,6 +1,7 @@
 """The pieces that a chat model's text is taken apart into."""
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,3 +34,19 @@ class ToolCallDelta:
 
 
 Delta = ContentDelta | ReasoningDelta | ToolCallDelta
+
+
+def merged(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same with as few deltas as possible: neighbours of one kind, and of one call, become one."""
+    result: list[Delta] = []
+    for delta in deltas:
+        last = result[-1] if result else None
+        if isinstance(delta, ContentDelta) and isinstance(last, ContentDelta):
+            result[-1] = ContentDelta(last.text + delta.text)
+        elif isinstance(delta, ReasoningDelta) and isinstance(last, ReasoningDelta):
+            result[-1] = ReasoningDelta(last.text + delta.text)
+        elif isinstance(delta, ToolCallDelta) and isinstance(last, ToolCallDelta) and delta.index == last.index:
+            result[-1] = dataclasses.replace(last, arguments=last.arguments + delta.arguments)
+        else:
+            result.append(delta)
+    return result

@@ -2,26 +2,50 @@
 
 from typing import Any
 
-from lightvllm.server.parsing.deltas import Delta
+from lightvllm.server.parsing.deltas import ContentDelta, Delta, ReasoningDelta, merged
 from lightvllm.server.parsing.formats import ToolFormat
-from lightvllm.server.parsing.reasoning import ReasoningState
-from lightvllm.server.parsing.tools import ToolChoice
+from lightvllm.server.parsing.reasoning import ReasoningSplitter, ReasoningState
+from lightvllm.server.parsing.tool_calls import ToolCallParser
+from lightvllm.server.parsing.tools import ToolChoice, function_names, is_forced
+
+# A text is read in pieces of this many characters: the parsers copy the rest of one at each tag.
+_PIECE = 4096
 
 
 class OutputParser:
-    """Takes one completion's text apart. What comes out does not depend on how the text was cut into pieces."""
+    """Takes one completion's text apart: first the reasoning, then the tool calls.
+
+    What comes out, put together, does not depend on how the text was cut into pieces.
+    """
+
+    def __init__(self, splitter: ReasoningSplitter, calls: ToolCallParser | None) -> None:
+        self._splitter = splitter
+        self._calls = calls
 
     def push(self, text: str) -> list[Delta]:
         """The next text of the output; returns what is certain now and was not before."""
-        raise NotImplementedError
+        deltas: list[Delta] = []
+        for start in range(0, len(text), _PIECE):
+            deltas += self._answer(*self._splitter.push(text[start : start + _PIECE]))
+        return merged(deltas)
 
     def finish(self, is_cut: bool) -> list[Delta]:
         """The output has ended; returns what was held back.
 
         Args:
-            is_cut: the length limit or an abort ended it. Then what may be the beginning of a call is not content.
+            is_cut: something else than the model's own end-of-sequence token ended it: the length limit, a stop string,
+                an abort. Then what may be the beginning of a call or of a tag is dropped, and is content otherwise.
         """
-        raise NotImplementedError
+        deltas = self._answer(*self._splitter.finish(is_cut))
+        if self._calls is not None:
+            deltas += self._calls.finish(is_cut)
+        return merged(deltas)
+
+    def _answer(self, reasoning: list[ReasoningDelta], text: str) -> list[Delta]:
+        answer: list[Delta] = []
+        if text:
+            answer = [ContentDelta(text)] if self._calls is None else self._calls.push(text)
+        return [*reasoning, *answer]
 
 
 def make_output_parser(
@@ -31,15 +55,24 @@ def make_output_parser(
     tools: list[dict[str, Any]] | None = None,
     tool_choice: ToolChoice = None,
     is_constrained: bool = False,
+    skip_special_tokens: bool = True,
 ) -> OutputParser:
     """A parser for one completion.
 
     Args:
-        tool_format: how this model writes calls; None finds none unless `tool_choice` forces them.
+        tool_format: how this model writes calls; None is llama3_json if `tool_choice` forces one.
         reasoning: where the output begins, from `reasoning_state`.
         tools: the request's, validated.
         tool_choice: the request's, validated.
         is_constrained: the request's own `response_format` or `structured_outputs` masks the output from its first
             token. Then all of it is content.
+        skip_special_tokens: the request's; leaves special tokens out of the content although
+            `needs_special_tokens` kept them in the text.
     """
-    raise NotImplementedError
+    calls = None
+    if tools and tool_choice != "none" and not is_constrained:
+        if tool_format is None and is_forced(tool_choice):
+            tool_format = "llama3_json"
+        if tool_format is not None:
+            calls = ToolCallParser(tool_format, function_names(tools, tool_choice), skip_special_tokens)
+    return OutputParser(ReasoningSplitter("off" if is_constrained else reasoning), calls)
