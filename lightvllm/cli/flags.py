@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-from lightvllm.config import EngineConfig
+from lightvllm.config import EngineConfig, ServerConfig
 from lightvllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
@@ -23,6 +23,12 @@ def add_engine_flags(parser: argparse.ArgumentParser, skip: Collection[str] = ()
     """Add a flag for each field of `EngineConfig` but those in `skip`."""
     group = parser.add_argument_group("engine", "the model, if none is named, is the one that comes with LightvLLM")
     _add_fields(group, EngineConfig, skip, {f.name: f.metadata["help"] for f in dataclasses.fields(EngineConfig)})
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of `ServerConfig`."""
+    group = parser.add_argument_group("server")
+    _add_fields(group, ServerConfig, (), {f.name: f.metadata["help"] for f in dataclasses.fields(ServerConfig)})
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -> None:

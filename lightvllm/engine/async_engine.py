@@ -15,8 +15,16 @@ from typing import Any
 from lightvllm.config import EngineConfig
 from lightvllm.engine.completions import RequestState
 from lightvllm.engine.frontend import Frontend
-from lightvllm.engine.messages import AbortRequests, ResetPrefixCache, StepReport, ToFront, TraceUpdate, WatchSteps
-from lightvllm.engine.observer import EngineObserver, RequestRecord
+from lightvllm.engine.messages import (
+    AbortRequests,
+    EngineReady,
+    ResetPrefixCache,
+    StepReport,
+    ToFront,
+    TraceUpdate,
+    WatchSteps,
+)
+from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
 from lightvllm.engine.request import CoreOutput
 from lightvllm.engine.scheduler import SchedulerConfig
@@ -93,7 +101,7 @@ class AsyncEngine:
         self.max_queued_requests = max_queued_requests
         self.max_queued_tokens = max_queued_tokens
         self.num_unfinished_tokens = 0
-        self._observer = observer
+        self._observer = observer or Observers()
         self._entries: dict[str, _Entry] = {}
         self._unsubmitted: dict[str, _Entry] = {}  # those of them that the core does not have
         self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
@@ -124,6 +132,10 @@ class AsyncEngine:
             for entry in list(self._entries.values()):
                 self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
         await self._supervisor.stop()
+
+    def kill(self) -> None:
+        """End the engine process at once; for one who is about to end at once, too."""
+        self._supervisor.kill()
 
     async def health(self) -> Health:
         """Ask the engine whether it lives."""
@@ -244,15 +256,15 @@ class AsyncEngine:
                     logger.exception("cannot take in the output of request %r", output.request_id)
                     if output.request_id in self._owner_of:
                         self._fail(self._owner_of[output.request_id][0], RequestFailed("engine", "an internal error"))
-            if self._observer is not None:
-                self._observer.on_step(message)
+            self._observer.on_step(message)
             self._submit()
         trace = message.trace if isinstance(message, StepReport | TraceUpdate) else None
         if trace is not None:
             self._show(trace)
 
-    def resubmit(self) -> None:
+    def take_ready(self, ready: EngineReady) -> None:
         """There is a new core: give it what the one before had."""
+        self._observer.on_ready(ready)
         if self._watchers:
             self._supervisor.send(WatchSteps(True))
         self._submit()
@@ -270,8 +282,7 @@ class AsyncEngine:
                 self._fail(entry, RequestFailed("engine", message))
         # In the order of arrival, as ever.
         self._unsubmitted = {name: entry for name, entry in self._entries.items() if name in self._unsubmitted}
-        if self._observer is not None:
-            self._observer.on_crash(len(self._entries))
+        self._observer.on_crash(len(self._entries))
 
     def fail_all(self, message: str) -> None:
         """The engine cannot be started again."""
@@ -311,12 +322,11 @@ class AsyncEngine:
             self._supervisor.send(AbortRequests([output.request_id]))
         if output.new_token_ids:
             entry.crashes_in_a_row = 0
-            if self._observer is not None:
-                now = metrics.last_token_time or 0.0
-                if first is None:
-                    self._observer.on_first_token(now - metrics.arrival_time)
-                if last is not None:
-                    self._observer.on_inter_token(now - last)
+            now = metrics.last_token_time or 0.0
+            if first is None:
+                self._observer.on_first_token(now - metrics.arrival_time)
+            if last is not None:
+                self._observer.on_inter_token(now - last)
         if state.num_unfinished == 0:
             self._end(entry, None)
         entry.stream.wake()
@@ -340,8 +350,7 @@ class AsyncEngine:
         if entry.deadline is not None:
             entry.deadline.cancel()
         self._pace.note_end()
-        if self._observer is not None:
-            self._observer.on_finish(_record(entry, reason))
+        self._observer.on_finish(_record(entry, reason))
         if not self._entries:
             self._is_idle.set()
         self._submit()  # a suspect may have been what others waited for

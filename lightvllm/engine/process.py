@@ -26,6 +26,8 @@ class CoreDied(Exception):
 class CoreProcess:
     """One engine core process. It dies with this one, and is reached through a socket that only this user can open."""
 
+    MODULE = "lightvllm.engine.core_process"
+
     def __init__(self, config: EngineConfig, path: Path) -> None:
         self._config = config
         self._path = path
@@ -51,7 +53,7 @@ class CoreProcess:
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "lightvllm.engine.core_process",
+            self.MODULE,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -100,6 +102,10 @@ class CoreProcess:
         for task in self._tasks:
             task.cancel()
         self._socket.close(linger=0)
+        self.remove_folder()
+
+    def remove_folder(self) -> None:
+        """Of the socket."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _read(self) -> None:

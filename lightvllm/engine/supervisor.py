@@ -40,7 +40,7 @@ class Front(Protocol):
 
     def take_message(self, message: ToFront) -> None: ...
     def take_crash(self) -> None: ...
-    def resubmit(self) -> None: ...
+    def take_ready(self, ready: EngineReady) -> None: ...
     def fail_all(self, message: str) -> None: ...
     @property
     def has_submitted(self) -> bool: ...
@@ -100,6 +100,12 @@ class Supervisor:
             await self._process.close(EXIT_TIMEOUT)
             self._process = None
 
+    def kill(self) -> None:
+        """End the core's process at once, and clean up; for one who is about to end at once, too."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.remove_folder()
+
     @property
     def pid(self) -> int | None:
         """Of the core's process; None while there is none."""
@@ -151,7 +157,7 @@ class Supervisor:
         self._last_sign = time.monotonic()
         self.is_running = True
         logger.info("engine process %d: %s on %s", process.pid, message.dtype, message.device)
-        self._front.resubmit()
+        self._front.take_ready(message)
 
     async def _run(self, process: CoreProcess) -> None:
         """Take the core's messages in, and start another whenever it dies."""
