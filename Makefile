@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format model clean
+.PHONY: demo serve test lint format model clean
 
 # Through the environment: a question may hold quotes and dollar signs.
 demo: export QUESTION = $(value ASK)
 demo: $(STAMP)
 	@$(BIN)/lightvllm demo $${QUESTION:+--ask "$$QUESTION"}
+
+# The OpenAI-compatible server on http://127.0.0.1:8000, with the default model, and its page; ARGS takes flags.
+serve: $(STAMP)
+	@$(BIN)/lightvllm serve $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
