@@ -1,21 +1,25 @@
 """The web page at `/`, and the stream of the engine's steps that it shows."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Protocol
 
 import msgspec
 from fastapi import APIRouter, HTTPException, Query
 from starlette.responses import Response
 
+from lightvllm.config import DEFAULT_MODEL, ServerConfig
+from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.trace import StepTrace
+from lightvllm.server.demo import demo_router
 from lightvllm.server.engine_events import EventMerger
+from lightvllm.server.errors import documented, to_api_error
 from lightvllm.server.generate.sse import EventStream
 
-# The page loads nothing from elsewhere, runs no script but its own, and cannot be framed: what a model writes stays text.
+# The page loads nothing from elsewhere, runs no script but its own, and cannot be framed.
 PAGE_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -33,13 +37,22 @@ _MEDIA_TYPES = {
 }
 # Seconds between two signs of life where nothing happens: proxies cut connections that are silent for longer.
 _KEEP_ALIVE = 15.0
-_STREAM_ENDED = object()
 
 
 class Watched(Protocol):
     """What can be watched: `lightvllm.engine.async_engine.AsyncEngine`."""
 
     def watch(self) -> AsyncIterator[StepTrace]: ...
+
+
+def page_routers(engine: AsyncEngine, config: ServerConfig) -> list[APIRouter]:
+    """The page and what it reads: the engine's steps, if they may be seen, and the default model's demo database."""
+    routers = [page_router()]
+    if config.debug_engine:
+        routers.append(engine_router(engine, config.client_timeout))
+    if Path(engine.config.model).resolve() == DEFAULT_MODEL.resolve():
+        routers.append(demo_router())
+    return routers
 
 
 def page_router() -> APIRouter:
@@ -74,10 +87,14 @@ def engine_router(engine: Watched, client_timeout: float) -> APIRouter:
     router = APIRouter()
 
     @router.get(
-        "/debug/engine", summary="The engine's steps as they happen", tags=["debug"], response_class=EventStream
+        "/debug/engine",
+        summary="The engine's steps as they happen",
+        tags=["debug"],
+        response_class=EventStream,
+        responses=documented(400),
     )
     async def debug_engine(
-        interval: Annotated[float, Query(ge=0, le=10, description="least seconds between two events")] = 1 / 30,
+        interval: Annotated[float, Query(ge=0, le=10, description="least seconds between two events")] = 0.03,
     ) -> Response:
         """Server-sent events, each the steps since the one before: see docs/engine-events.md."""
         return EventStream(engine_events(engine, interval), _describe_error, client_timeout)
@@ -124,10 +141,4 @@ async def engine_events(engine: Watched, interval: float) -> AsyncGenerator[byte
 
 
 def _describe_error(error: Exception) -> bytes:
-    body = {
-        "message": f"the engine can no longer be watched: {error}",
-        "type": "server_error",
-        "param": None,
-        "code": 500,
-    }
-    return json.dumps({"error": body}).encode()
+    return msgspec.json.encode(to_api_error(error).body())

@@ -19,6 +19,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from lightvllm.errors import EngineOverloaded
+from lightvllm.server.errors import documented
 from lightvllm.sql import DEMO_QUESTIONS, QueryResult, build_demo_database, extract_sql, open_readonly, run_query
 from lightvllm.sql.schema import schema_prompt
 
@@ -102,11 +103,13 @@ def demo_router() -> APIRouter:
     router = APIRouter(prefix="/demo", tags=["demo"])
     database = DemoDatabase()
 
-    @router.get("/schema", summary="The demo database that the default model can be asked about")
+    @router.get(
+        "/schema", summary="The demo database that the default model can be asked about", responses=documented()
+    )
     async def demo_schema() -> DemoSchema:
         return DemoSchema(schema_prompt=await database.schema(), questions=list(DEMO_QUESTIONS))
 
-    @router.post("/sql", summary="Run SQL on the demo database, read-only")
+    @router.post("/sql", summary="Run SQL on the demo database, read-only", responses=documented(400))
     async def demo_sql(query: DemoQuery) -> DemoRows:
         result = await database.run(extract_sql(query.sql))
         return DemoRows(
