@@ -2,20 +2,14 @@
 
 import argparse
 import contextlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from lightvllm.cli.flags import add_engine_flags, add_sampling_flags
-from lightvllm.cli.model import failure, open_llm, sampling_params, stream
+from lightvllm.cli.model import open_llm, sampling_params
 from lightvllm.cli.parser import Parser, add_verb, did_you_mean
-
-if TYPE_CHECKING:
-    from lightvllm.llm import LLM
-    from lightvllm.sampling_params import SamplingParams
+from lightvllm.cli.partner import LocalPartner, Message, Partner, Piece, RemotePartner, Stopped, server_options
 
 COMMANDS = {
     "/reset": "forget the conversation",
@@ -30,13 +24,19 @@ The answer is printed as it comes; Ctrl-C stops it. An answer is as long as the 
 
 {HELP}
 
-Standard input may be a pipe: each line is a message, and the answers are all that goes to standard output."""
+Standard input may be a pipe: each line is a message, and the answers are all that goes to standard output.
+
+  lightvllm chat
+  lightvllm chat --url http://127.0.0.1:8000"""
+DIM, UNDIM = "\033[2m", "\033[22m"
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Add the verb to the command line."""
     parser = add_verb(verbs, "chat", run, "talk with a model", DESCRIPTION)
     parser.add_argument("--system", metavar="TEXT", default="", help="the system message")
+    parser.add_argument("--url", metavar="URL", help="talk with this server's model; --model chooses among several")
+    parser.add_argument("--api-key", metavar="TEXT", help="the server's key, with --url")
     add_engine_flags(parser, skip={"skip_tokenizer_init"})
     add_sampling_flags(parser, skip={"n", "logprobs", "prompt_logprobs", "detokenize"})
 
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
     is_terminal = sys.stdin.isatty()
     has_failed = False
-    with open_llm(args) as llm:
-        chat = Chat(llm, sampling_params(llm, args, max_tokens=None), args.system)
+    with _partner(args) as partner:
+        chat = Chat(partner, args.system)
         if is_terminal:
             print(HELP, file=sys.stderr)
         for line in _typed_lines() if is_terminal else map(str.strip, sys.stdin):
@@ -64,19 +64,28 @@ def run(args: argparse.Namespace) -> int:
     return 1 if has_failed and not is_terminal else 0
 
 
+@contextlib.contextmanager
+def _partner(args: argparse.Namespace) -> Iterator[Partner]:
+    if args.url is None:
+        if args.api_key is not None:
+            raise ValueError("api_key: only a server asks for one, and none is named with --url")
+        with open_llm(args) as llm:
+            yield LocalPartner(llm, sampling_params(llm, args, max_tokens=None))
+        return
+    from lightvllm.client import Client
+
+    options = server_options(args)
+    with Client(args.url, args.api_key) as client:
+        yield RemotePartner(client, options)
+
+
 class Chat:
-    """A conversation: what was said so far, and the model that answers.
+    """A conversation: what was said so far, and who answers."""
 
-    Raises:
-        ValueError: the model has no chat template.
-    """
-
-    def __init__(self, llm: "LLM", params: "SamplingParams", system: str = "") -> None:
-        self.llm = llm
-        self.params = params
+    def __init__(self, partner: Partner, system: str = "") -> None:
+        self.partner = partner
         self.system = system
-        self.turns: list[dict[str, str]] = []
-        self._render("Hello")  # a model that cannot chat says so before anyone types
+        self.turns: list[Message] = []
 
     def command(self, name: str, text: str) -> str:
         """Do what the user typed with a slash; returns what to say about it."""
@@ -94,35 +103,55 @@ class Chat:
         """Add a message to the conversation and print the answer as it comes, and its speed to standard error.
 
         Raises:
-            ValueError: the conversation no longer fits; it is left as it was.
+            ValueError: there is no answer, as when the conversation no longer fits; it is left as it was.
         """
-        start, text = time.monotonic(), ""
-        output = None
-        with _catch_interrupt() as is_interrupted:
-            for output in stream(
-                self.llm, self._render(message), self.params, add_special_tokens=False, is_cancelled=is_interrupted
-            ):
-                print(output.outputs[0].text[len(text) :], end="", flush=True)
-                text = output.outputs[0].text
-        print(flush=True)
-        if output is None:  # stopped before it began
+        start, first_seconds, num_tokens, text = time.monotonic(), None, 0, ""
+        printer = _Printer()
+        try:
+            with contextlib.suppress(Stopped), contextlib.closing(self.partner.answer(self._with(message))) as pieces:
+                for piece in pieces:
+                    if first_seconds is None:
+                        first_seconds = time.monotonic() - start
+                    num_tokens = piece.num_tokens
+                    if not piece.is_reasoning:
+                        text += piece.text
+                    printer.show(piece)
+        except (ValueError, KeyboardInterrupt):
+            if first_seconds is not None:
+                printer.end()
+            raise
+        printer.end()
+        if first_seconds is None:  # stopped before it began
             return
-        why = failure(output)
-        if why is not None:
-            raise ValueError(why)
         self.turns += [{"role": "user", "content": message}, {"role": "assistant", "content": text}]
-        num_tokens, seconds = len(output.outputs[0].token_ids), time.monotonic() - start
-        assert output.metrics is not None
+        speed = num_tokens / (time.monotonic() - start)
         print(
-            f"[{num_tokens} tokens, {num_tokens / seconds:.1f} tokens/s, "
-            f"the first after {output.metrics.time_to_first_token:.2f} s]",
+            f"[{num_tokens} tokens, {speed:.1f} tokens/s, the first after {first_seconds:.2f} s]",
             file=sys.stderr,
         )
 
-    def _render(self, message: str) -> str:
+    def _with(self, message: str) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*system, *self.turns, {"role": "user", "content": message}]
-        return self.llm.get_tokenizer().apply_chat_template(messages, chat_template=self.llm.chat_template)
+        return [*system, *self.turns, {"role": "user", "content": message}]
+
+
+class _Printer:
+    """Prints the pieces of one answer; what the model thinks only on a terminal, dimmed."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stdout.isatty()
+        self.is_dimmed = False
+
+    def show(self, piece: Piece) -> None:
+        if piece.is_reasoning and not self.is_terminal:
+            return
+        if piece.is_reasoning != self.is_dimmed and piece.text:
+            print(DIM if piece.is_reasoning else f"{UNDIM}\n", end="")
+            self.is_dimmed = piece.is_reasoning
+        print(piece.text, end="", flush=True)
+
+    def end(self) -> None:
+        print(UNDIM if self.is_dimmed else "", flush=True)
 
 
 def _typed_lines() -> Iterator[str]:
@@ -137,24 +166,3 @@ def _typed_lines() -> Iterator[str]:
         except EOFError:
             print(file=sys.stderr)
             return
-
-
-@contextlib.contextmanager
-def _catch_interrupt() -> Iterator[Callable[[], bool]]:
-    """While it lasts the first Ctrl-C only sets what the given function tells; the next one interrupts as ever.
-
-    So an answer ends between two steps of the engine.
-    """
-    caught = False
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal caught
-        if caught:
-            raise KeyboardInterrupt
-        caught = True
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: caught
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -11,6 +11,7 @@ import pytest
 from lightvllm import LLM, SamplingParams
 from lightvllm.cli.chat import Chat
 from lightvllm.cli.main import main
+from lightvllm.cli.partner import LocalPartner
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
 
@@ -99,7 +100,7 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(llm: LLM, monkeypatch
 
     params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
     whole = llm.chat(_say([], "Hello"), params, use_tqdm=False)[0].outputs[0].text
-    chat = Chat(llm, params)
+    chat = Chat(LocalPartner(llm, params))
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "stdout", InterruptingTerminal())
     chat.say("Hello")
