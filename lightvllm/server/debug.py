@@ -4,17 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Protocol
 
 import msgspec
 from fastapi import APIRouter, HTTPException, Query
 from starlette.responses import Response
 
-from lightvllm.config import DEFAULT_MODEL, ServerConfig
-from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.trace import StepTrace
-from lightvllm.server.demo import demo_router
 from lightvllm.server.engine_events import EventMerger
 from lightvllm.server.errors import documented, to_api_error
 from lightvllm.server.generate.sse import EventStream
@@ -43,16 +39,6 @@ class Watched(Protocol):
     """What can be watched: `lightvllm.engine.async_engine.AsyncEngine`."""
 
     def watch(self) -> AsyncIterator[StepTrace]: ...
-
-
-def page_routers(engine: AsyncEngine, config: ServerConfig) -> list[APIRouter]:
-    """The page and what it reads: the engine's steps, if they may be seen, and the default model's demo database."""
-    routers = [page_router()]
-    if config.debug_engine:
-        routers.append(engine_router(engine, config.client_timeout))
-    if Path(engine.config.model).resolve() == DEFAULT_MODEL.resolve():
-        routers.append(demo_router())
-    return routers
 
 
 def page_router() -> APIRouter:

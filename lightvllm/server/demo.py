@@ -12,14 +12,18 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+from starlette.requests import Request
 
 from lightvllm.errors import EngineOverloaded
+from lightvllm.server.body import parse_body, read_body
 from lightvllm.server.errors import documented
+from lightvllm.server.protocol.base import RequestModel, parse_object
 from lightvllm.sql import DEMO_QUESTIONS, QueryResult, build_demo_database, extract_sql, open_readonly, run_query
 from lightvllm.sql.schema import schema_prompt
 
@@ -27,6 +31,7 @@ MAX_ROWS = 100
 MAX_SECONDS = 1.0
 MAX_WAITING = 8
 MAX_SQL_CHARACTERS = 10_000
+MAX_BODY_BYTES = 2**17
 _MAX_CELL_CHARACTERS = 500
 _MAX_EXACT_INT = 2**53  # JavaScript knows no larger one exactly
 
@@ -41,12 +46,13 @@ class DemoSchema(BaseModel):
     questions: list[str]
 
 
-class DemoQuery(BaseModel):
+class DemoQuery(RequestModel):
     """SQL, as the model wrote it: code fences and a closing semicolon do no harm."""
 
-    model_config = ConfigDict(extra="forbid")
-
     sql: Annotated[str, Field(min_length=1, max_length=MAX_SQL_CHARACTERS)]
+
+
+_QUERY_SCHEMA = DemoQuery.model_json_schema()
 
 
 class DemoRows(BaseModel):
@@ -109,8 +115,15 @@ def demo_router() -> APIRouter:
     async def demo_schema() -> DemoSchema:
         return DemoSchema(schema_prompt=await database.schema(), questions=list(DEMO_QUESTIONS))
 
-    @router.post("/sql", summary="Run SQL on the demo database, read-only", responses=documented(400))
-    async def demo_sql(query: DemoQuery) -> DemoRows:
+    @router.post(
+        "/sql",
+        summary="Run SQL on the demo database, read-only",
+        responses=documented(400, 408, 413, 415),
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _QUERY_SCHEMA}}}},
+    )
+    async def demo_sql(request: Request) -> DemoRows:
+        body = await read_body(request, MAX_BODY_BYTES, request.app.state.config.client_timeout)
+        query = await parse_body(body, partial(parse_object, DemoQuery))
         result = await database.run(extract_sql(query.sql))
         return DemoRows(
             sql=result.sql,
