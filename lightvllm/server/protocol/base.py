@@ -135,7 +135,10 @@ def _reason(model: type[BaseModel], data: dict[str, Any], detail: ErrorDetails) 
         return f"its {detail['ctx']['discriminator']} must be one of {detail['ctx']['expected_tags']}"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
-    return detail["msg"].removeprefix("Input ").removeprefix("Value ")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "should be an object"
+    message = detail["msg"].removeprefix("Input ")
+    return message[:1].lower() + message[1:]
 
 
 def _known_names(model: type[BaseModel]) -> list[str]:

@@ -130,6 +130,14 @@ def _template_message(message: Message) -> dict[str, Any]:
     return fields
 
 
+def num_characters(message: Message) -> int:
+    """Of the message's content."""
+    content = message.content or ""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.text if isinstance(part, TextPart) else part.refusal) for part in content)
+
+
 # ---- tools
 
 
