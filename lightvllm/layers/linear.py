@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# With fewer rows oneDNN takes other routes for some shapes, which round differently. More rows, the same route: so a
-# token's result does not depend on how many others run beside it.
-MIN_ROWS = 4
+from lightvllm import kernels
 
 
 class Linear(nn.Module):
@@ -26,29 +24,18 @@ class Linear(nn.Module):
         self.packed: Tensor | None = None
 
     def pack(self) -> None:
-        """Lay the weight out as the CPU's matrix kernels read it, for inference only; the plain weight is let go.
+        """Lay the weight out as the CPU's kernel reads it, for inference only; the plain weight is let go.
 
-        The layout is oneDNN's, reached through the operators that torch.compile uses; where they are not there, on a
-        GPU and in other number types, the weight stays as it is.
+        On a GPU, in float16, and without the compiled kernels, the weight stays as it is.
         """
-        if self.weight is None or self.weight.device.type != "cpu" or not can_pack(self.weight.dtype):
+        if self.weight is None or not kernels.can_pack(self.weight):
             return
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 32)
+        self.packed = torch.ops.lightvllm.pack_linear(self.weight.detach())
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in_features] -> [..., sum(out_features)]"""
+        """x: [num_tokens, in_features] -> [num_tokens, sum(out_features)]"""
         if self.packed is None:
             assert self.weight is not None
             return F.linear(x, self.weight, self.bias)
-        rows = len(x)
-        if rows < MIN_ROWS:
-            x = F.pad(x, (0, 0, 0, MIN_ROWS - rows))
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")[:rows]
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch, on this processor, multiplies with packed weights of this type."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.ops.lightvllm.packed_linear(x, self.packed, self.bias, sum(self.out_features))

@@ -1,0 +1,69 @@
+// How weights are laid out for matrix products, and how the work of one is cut. See linear.cpp.
+#pragma once
+
+#include <algorithm>
+
+#include "common.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+// The processors that have one of these two have both, but for Ice Lake, which runs the plain kernels.
+#define LIGHTVLLM_AVX512 __attribute__((target("arch=x86-64-v4,avx512bf16,avx512vnni")))
+#define LIGHTVLLM_UNROLL _Pragma("GCC unroll 6")
+#endif
+
+namespace lightvllm {
+
+constexpr int64_t PANEL = 64, VECTORS = PANEL / LANES, MAX_ROWS = 6;
+
+// Four bytes of a row: the inputs of one group.
+typedef const uint32_t* Groups;
+
+inline bool has_avx512() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  return has;
+#else
+  return false;
+#endif
+}
+
+// Where a pass over a panel prefetches: `lines` cache lines from `from` on for each group of inputs, then `step` bytes
+// further. With few rows that is the same stream, AHEAD bytes on, as fast as it is read. With more it is the next panel,
+// spread over the passes of this one.
+struct Prefetch {
+  static constexpr int64_t AHEAD = 4096;
+  const char* from;
+  int64_t step, lines;
+};
+
+// Calls f(first_row, rows, prefetch) for blocks of at most MAX_ROWS rows, as equal as can be, over one panel.
+// panel_bytes: of a panel; groups: steps in which a pass reads it.
+template <class F>
+LIGHTVLLM_INLINE void for_row_blocks(int64_t rows, const void* panel, int64_t panel_bytes, int64_t groups, const F& f) {
+  const char* bytes = static_cast<const char*>(panel);
+  const int64_t blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
+  int64_t row = 0;
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t count = (rows - row + blocks - block - 1) / (blocks - block);
+    const int64_t step = panel_bytes / blocks / groups, start = block * (panel_bytes / blocks);
+    const char* from = blocks == 1 ? bytes + Prefetch::AHEAD : bytes + panel_bytes + start;
+    f(row, count, Prefetch{from, step, (step + 63) / 64});
+    row += count;
+  }
+}
+
+// Calls f.template operator()<ROWS>() with ROWS = rows, 1 to MAX_ROWS.
+template <class F>
+LIGHTVLLM_INLINE void with_rows(int64_t rows, const F& f) {
+  switch (rows) {
+    case 1: return f.template operator()<1>();
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    default: return f.template operator()<6>();
+  }
+}
+
+}  // namespace lightvllm
