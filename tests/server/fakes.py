@@ -1,4 +1,4 @@
-"""An engine without a model: `AsyncEngine`'s face, the real tokenizer, checks and streams, and a script for the tokens."""
+"""An engine without a model: `AsyncEngine`'s face, the real tokenizer, checks and streams, and scripted tokens."""
 
 import asyncio
 from collections.abc import Callable, Sequence

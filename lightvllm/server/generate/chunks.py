@@ -1,7 +1,7 @@
 """What goes over the wire: the two endpoints' answers, whole and in chunks, as structs that msgspec encodes.
 
-A stream encodes one of these for every token, which takes pydantic tens of microseconds and msgspec one. The same shapes
-are described for readers in `lightvllm.server.protocol`. A field that is UNSET is left out, one that is None is null.
+A stream encodes one of these for every token, which takes pydantic tens of microseconds and msgspec one. A field that
+is UNSET is left out, one that is None is null.
 """
 
 from typing import Literal
@@ -47,6 +47,13 @@ class CompletionLogprobs(msgspec.Struct):
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
+    def extend(self, more: "CompletionLogprobs") -> None:
+        """Add the entries of the tokens that follow."""
+        self.text_offset += more.text_offset
+        self.token_logprobs += more.token_logprobs
+        self.tokens += more.tokens
+        self.top_logprobs += more.top_logprobs
+
 
 class CompletionChoice(msgspec.Struct):
     """A choice, or what is new of it."""
@@ -68,7 +75,7 @@ class Completion(msgspec.Struct):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
 
 
@@ -120,7 +127,7 @@ class ChatMessage(msgspec.Struct):
 
     role: str
     content: str | None
-    reasoning: str | None | UnsetType = None
+    reasoning: str | None = None
     tool_calls: list[ToolCall] | UnsetType = UNSET
     refusal: None = None
 
@@ -152,7 +159,7 @@ class ChatChunkChoice(msgspec.Struct):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None | UnsetType = UNSET
+    stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -170,13 +177,12 @@ class ChatCompletion(msgspec.Struct):
 
 
 class ChatChunk(msgspec.Struct):
-    """A chunk of an answer of /v1/chat/completions. The prompt's fields come in the first."""
+    """A chunk of an answer of /v1/chat/completions. `prompt_token_ids` come with the first."""
 
     id: str
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.prompts import TokenizedPrompt
 from lightvllm.engine.streams import RequestDelta, RequestFailed, RequestStream
 from lightvllm.sampling_params import SamplingParams
+from lightvllm.server.protocol.sampling import GenerationFields
 
 # What several requests say, each with its prompt's index; None when one ends.
 _News = asyncio.Queue[tuple[int, RequestDelta] | None | Exception]
@@ -66,23 +68,28 @@ class Generation:
 @asynccontextmanager
 async def submitted(
     engine: AsyncEngine,
-    request_id: str,
+    request: GenerationFields,
+    engine_id: str,
     prompts: Sequence[TokenizedPrompt],
     params: SamplingParams,
-    *,
-    priority: int = 0,
-    timeout: float | None = None,
 ) -> AsyncIterator[Generation]:
     """Have the engine run all prompts; whatever has not finished when the context is left is aborted.
 
+    Args:
+        engine_id: what the engine calls the request; several prompts get a number each.
+        params: what the request means to the engine.
+
     Raises:
-        As `AsyncEngine.add_request`.
+        As `AsyncEngine.add_request`, with the names of the request's fields.
     """
     streams: list[RequestStream] = []
     try:
         for index, prompt in enumerate(prompts):
-            engine_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
-            streams.append(await engine.add_request(engine_id, prompt, params, priority=priority, timeout=timeout))
+            own_id = engine_id if len(prompts) == 1 else f"{engine_id}-{index}"
+            with request.own_names():
+                streams.append(
+                    await engine.add_request(own_id, prompt, params, priority=request.priority, timeout=request.timeout)
+                )
         yield Generation(streams)
     finally:
         for stream in streams:
@@ -106,7 +113,7 @@ def _sound(delta: RequestDelta) -> RequestDelta:
     return delta
 
 
-async def _cancel(tasks: "Sequence[asyncio.Future[object]]") -> None:
+async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
