@@ -18,6 +18,7 @@ from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.server.debug import engine_router, page_router
 from lightvllm.server.demo import demo_router
 from lightvllm.server.errors import CatchErrors, answer_http_exception, documented
+from lightvllm.server.generate import routes as generation
 from lightvllm.server.generate.chunks import ChatChunk, ChatCompletion, Completion
 from lightvllm.server.logs import AccessLog
 from lightvllm.server.metrics import HttpMetrics, Metrics
@@ -94,7 +95,7 @@ def _middleware(config: ServerConfig, keys: frozenset[str], metrics: Metrics | N
 
 
 def _routers(engine: AsyncEngine, config: ServerConfig, metrics: Metrics | None) -> list[APIRouter]:
-    routers = [models.router, health.router, tokenize.router, page_router()]
+    routers = [generation.router, models.router, tokenize.router, health.router, page_router()]
     if metrics is not None:
         routers.append(_metrics_router(metrics))
     if config.debug_engine:
