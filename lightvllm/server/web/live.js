@@ -136,7 +136,7 @@ function showFigures() {
   const figures = {
     "tokens/s": speed === "live" ? state.rate().toFixed(0) : "–",
     "blocks in use": `${stats.num_used_blocks} of ${stats.num_blocks} (${usage} %)`,
-    "prompt tokens saved by the prefix cache": `${hits} of ${stats.prefix_cache_queries} (${share} %)`,
+    "prompt tokens found in the prefix cache": `${hits} of ${stats.prefix_cache_queries} (${share} %)`,
     preemptions: String(stats.num_preemptions),
   };
   byId("figures").replaceChildren(
