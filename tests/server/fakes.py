@@ -162,25 +162,26 @@ class FakeEngine:
             async with asyncio.timeout(timeout):
                 await self._make_steps(state, stream)
         except TimeoutError:
+            del self.running[state.request_id]
             stream.fail(RequestFailed("deadline", f"the request took longer than its {timeout:g} s"))
-        finally:
-            self.running.pop(state.request_id, None)
 
     async def _make_steps(self, state: RequestState, stream: RequestStream) -> None:
         scripts = [self._script(state, index) for index in range(state.params.n)]
         for step in range(max(len(script) for script in scripts)):
             if step == self.pace.fail_after:
+                del self.running[state.request_id]
                 stream.fail(self.pace.failure)
                 return
             for index, script in enumerate(scripts):
                 if step < len(script) and state.completions[index].finish_reason is None:
                     state.append(index, script[step])
+            if state.num_unfinished == 0:
+                break
             if not self.pace.all_at_once:
                 stream.wake()
                 await asyncio.sleep(self.pace.seconds_per_step)
-            if state.num_unfinished == 0:
-                break
         assert state.num_unfinished == 0, "the script does not come to an end"
+        del self.running[state.request_id]
         stream.wake()
 
     def _script(self, state: RequestState, index: int) -> list[CoreOutput]:
