@@ -36,6 +36,7 @@ def run_server(engine_config: EngineConfig, config: ServerConfig, debug: bool = 
         ValueError: a setting or a checkpoint that does not work.
     """
     configure_logging(config.log_format, "DEBUG" if debug else "INFO")
+    logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")  # when it starts and stops is said here
     config.api_keys()  # whether they can be read
     listener = _bind(config)
     with contextlib.closing(listener):
@@ -50,7 +51,7 @@ class _Server:
         self.listener = listener
         self.model_names = config.served_model_name or [_model_name(engine_config.model)]
         self.metrics = Metrics(self.model_names[0])
-        self.tracing = Tracing(config.otlp_traces_endpoint)
+        self.tracing = Tracing(config.otlp_traces_endpoint, self.model_names[0])
         self.engine = AsyncEngine(
             engine_config,
             Observers(self.metrics, self.tracing),
@@ -75,6 +76,8 @@ class _Server:
             return 0
         starting.result()
         serving = asyncio.create_task(server.serve(sockets=[self.listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.001)
         scheme = "https" if self.config.ssl_certfile else "http"
         host, port = self.listener.getsockname()[:2]
         logger.info("serving %s at %s://%s:%d", ", ".join(self.model_names), scheme, host, port)
@@ -84,7 +87,7 @@ class _Server:
         server.should_exit = True
         await serving
         await self.engine.stop(0)
-        self.tracing.shutdown()
+        self.tracing.close()
         return 0
 
     async def _drain(self, app: "FastAPI") -> None:
