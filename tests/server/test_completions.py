@@ -115,7 +115,7 @@ def test_no_part_of_a_stop_string_is_streamed() -> None:
 def test_echo() -> None:
     api = Api(FakeEngine("two"))
     assert api.complete(prompt="one ", echo=True)["choices"][0]["text"] == "one two"
-    ids = api.engine.tokenizer.encode("one ") + [api.engine.eos_token_id]
+    ids = [*api.engine.tokenizer.encode("one "), api.engine.eos_token_id]
     assert api.complete(prompt=ids, echo=True)["choices"][0]["text"] == "one <|im_end|>two"
     chunks = api.complete(prompt=["A", "B"], n=2, echo=True, stream=True)
     texts: dict[int, str] = {}
