@@ -19,7 +19,7 @@ class CallMarks:
         close_tag: stands behind a call.
         is_bare: an object alone may be a call, at the output's beginning and behind another call.
         between: characters besides blanks that may stand between two calls. (For hermes: brackets too many.)
-        special_tokens: other special tokens of these models, which are not for the reader.
+        special_tokens: special tokens of these models, which are not for the reader.
     """
 
     open_tag: str
@@ -44,7 +44,7 @@ MARKS: dict[ToolFormat, CallMarks] = {
         between=";",
         special_tokens=(
             *("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
-            *("<|start_header_id|>", "<|end_header_id|>"),
+            *("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>"),
         ),
     ),
 }
@@ -61,8 +61,9 @@ class ToolCallParser:
     def __init__(self, tool_format: ToolFormat, functions: Set[str], skip_special_tokens: bool) -> None:
         self._marks = marks = MARKS[tool_format]
         self._functions = functions
-        special_tokens = marks.special_tokens if skip_special_tokens else ()
-        self._finder = TagFinder([tag for tag in (marks.open_tag, marks.close_tag, *special_tokens) if tag])
+        self._dropped = marks.special_tokens if skip_special_tokens else ()
+        tags = {marks.open_tag, marks.close_tag or marks.open_tag, *self._dropped}
+        self._finder = TagFinder(sorted(tags))
         self._last: Literal["nothing", "content", "call"] = "nothing"  # what is before the text held back
         self._gap: list[str] = []  # held back: blanks, and what may stand between calls
         self._call: CallReader | None = None
@@ -107,7 +108,7 @@ class ToolCallParser:
         before, tag, rest = self._finder.push(text)
         self._content(before)
         if tag == self._marks.open_tag:
-            self._open_call("" if self._marks.is_bare else tag, needs_arguments=False)
+            self._open_call("" if tag in self._dropped else tag, needs_arguments=False)
         elif tag is not None and tag == self._marks.close_tag:
             if self._last == "call":
                 self._gap.clear()
