@@ -311,8 +311,8 @@ class AsyncEngine:
 
     def _take(self, output: CoreOutput) -> None:
         entry, index = self._owner_of.get(output.request_id, (None, 0))
-        if entry is None:
-            return
+        if entry is None or entry.state.completions[index].finish_reason is not None:
+            return  # the core was a step ahead of an abort, or of a stop string
         state, metrics = entry.state, entry.state.metrics
         if output.error is not None:
             self._fail(entry, RequestFailed("engine", output.error))
