@@ -4,28 +4,22 @@ const colors = new Map();
 const MAX_REMEMBERED = 2000;
 let count = 0;
 
-// The API's id and the engine's differ in what follows the first: the number of the completion or of the prompt.
-function base(requestId) {
-  return /^((?:chatcmpl|cmpl)-[0-9a-zA-Z]+)/.exec(requestId)?.[1] ?? requestId;
-}
-
 export function requestColor(requestId) {
-  const key = base(requestId);
-  let color = colors.get(key);
+  let color = colors.get(requestId);
   if (!color) {
     // Steps of the golden angle: neighbours in time are far apart in hue.
     const hue = Math.round((count * 137.5 + 210) % 360);
     const lightness = [52, 62, 44][count % 3];
     color = `hsl(${hue} 62% ${lightness}%)`;
     count += 1;
-    colors.set(key, color);
+    colors.set(requestId, color);
     if (colors.size > MAX_REMEMBERED) colors.delete(colors.keys().next().value);
   }
   return color;
 }
 
-// The id without what all have in common.
+// The id without what all have in common, and without what nobody reads: chatcmpl-5f0c9b...e1/1 is 5f0c9b/1.
 export function shortId(requestId) {
-  const rest = requestId.replace(/^(chatcmpl|cmpl)-/, "");
-  return rest.length > 8 ? `${rest.slice(0, 8)}…` : rest;
+  const [, start, number = ""] = /^(?:chatcmpl-|cmpl-)?(.{1,6}).*?([/-]\d+)?$/.exec(requestId);
+  return start + number;
 }

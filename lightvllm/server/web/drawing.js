@@ -36,7 +36,7 @@ export function drawSteps(canvas, steps) {
   const [context, width] = prepareCanvas(canvas, STEPS_HEIGHT);
   const shown = steps.slice(-Math.floor(width / (BAR + GAP)));
   const heights = shown.map((step) => step.batch.reduce((sum, share) => sum + segmentHeight(share.num_tokens) + 1, 0));
-  const scale = Math.min(1, (STEPS_HEIGHT - 16) / Math.max(1, ...heights));
+  const scale = Math.min(2, (STEPS_HEIGHT - 16) / Math.max(1, ...heights));
   context.font = "9px system-ui, sans-serif";
   context.textAlign = "center";
   shown.forEach((step, index) => {

@@ -11,7 +11,8 @@ const SLOW_INTERVAL = 250; // ms between two events in slow motion
 const MAX_HELD_BACK = 2000; // events; more than anybody waits for
 const MAX_LISTED = 12;
 const RETRY_AFTER = 2000;
-const NUM_LOAD_REQUESTS = 8;
+const NUM_LOAD_PROMPTS = 4;
+const LOAD_INTERVAL = 100; // ms
 
 const state = new EngineState();
 let speed = "live";
@@ -155,16 +156,19 @@ function showBlock(index) {
   byId("block-text").textContent = `Block ${index}: ${words}${owners.length && isCached ? "; the prefix cache knows it" : ""}`;
 }
 
-// Something to see: a few requests that begin alike, one shortly after the other.
+// Something to see: prompts that begin alike, one shortly after the other, with two answers each, as a browser keeps no
+// more than six connections to a server. The answers are not shown, and go on for as long as they may: short ones would
+// be over before the next request comes.
 async function sendLoad() {
   byId("load").disabled = true;
   const model = byId("model").value;
   const examples = demoMessages();
-  const jobs = Array.from({ length: NUM_LOAD_REQUESTS }, async (_, number) => {
-    await new Promise((done) => setTimeout(done, 120 * number));
-    if (examples) return postJson("v1/chat/completions", { model, messages: examples[number % examples.length] });
+  const jobs = Array.from({ length: NUM_LOAD_PROMPTS }, async (_, number) => {
+    await new Promise((done) => setTimeout(done, LOAD_INTERVAL * number));
+    const limits = { model, n: 2, max_tokens: 80 + 32 * number, ignore_eos: true, temperature: 1 };
+    if (examples) return postJson("v1/chat/completions", { ...limits, messages: examples[number % examples.length] });
     const prompt = `${"A story that all of them know, told again and again. ".repeat(8)}Chapter ${number + 1}:`;
-    return postJson("v1/completions", { model, prompt, max_tokens: 48 + 8 * number, temperature: 1 });
+    return postJson("v1/completions", { ...limits, prompt });
   });
   const results = await Promise.allSettled(jobs);
   const failed = results.find((result) => result.status === "rejected");
