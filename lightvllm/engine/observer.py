@@ -37,6 +37,9 @@ class EngineObserver(Protocol):
     def on_ready(self, ready: EngineReady) -> None:
         """The engine has its model loaded: at the start, and again after each crash."""
 
+    def on_add(self, request_id: str) -> None:
+        """A request was accepted: `on_finish` will be called for it. Called by the task that brought it."""
+
     def on_step(self, report: StepReport) -> None:
         """The engine made a step. The counters in `report.stats` start again at 0 when the engine does."""
 
@@ -62,6 +65,10 @@ class Observers(EngineObserver):
     def on_ready(self, ready: EngineReady) -> None:
         for observer in self._observers:
             observer.on_ready(ready)
+
+    def on_add(self, request_id: str) -> None:
+        for observer in self._observers:
+            observer.on_add(request_id)
 
     def on_step(self, report: StepReport) -> None:
         for observer in self._observers:

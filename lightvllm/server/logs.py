@@ -82,8 +82,7 @@ class JsonFormatter(logging.Formatter):
         entry = {**entry, **_fields(record), **entry}  # in this order; `extra` does not hide what is the record's own
         if lines := list(_traceback(record)):
             entry["exception"] = "\n".join(lines)
-        # In ASCII nothing is left to escape but the one control character that JSON allows.
-        return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
+        return json.dumps(entry, default=str)  # in ASCII: everything else is escaped
 
 
 def _timestamp(record: logging.LogRecord) -> str:

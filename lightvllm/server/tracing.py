@@ -6,14 +6,21 @@ endpoint nothing is imported, and nothing happens.
 
 import threading
 import time
-from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lightvllm.engine.observer import EngineObserver, RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
+
+
+# The context that the spans of the current task's HTTP request belong to, if its client sent one.
+_parent: ContextVar[Any] = ContextVar("parent", default=None)
 
 
 class Tracing(EngineObserver):
@@ -43,14 +50,12 @@ class Tracing(EngineObserver):
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise ValueError(
                 f"otlp_traces_endpoint: OpenTelemetry is missing ({error}): pip install 'lightvllm[otel]'"
             ) from None
         self._trace = trace
         self._no_parent = Context()
-        self._propagator = TraceContextTextMapPropagator()
         # Our name for the service gives way to what the SDK's own variables say (OTEL_SERVICE_NAME ...).
         ours = Resource.create().merge(Resource({"service.name": "lightvllm"}))
         resource = ours.merge(OTELResourceDetector().detect())
@@ -59,16 +64,9 @@ class Tracing(EngineObserver):
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("lightvllm")
 
-    def follow(self, request_id: str, headers: Mapping[str, str]) -> None:
-        """Make the request's span a child of the one that the headers name, if they do (W3C Trace Context).
-
-        To be called when the engine has accepted the request: what it forgets is then forgotten here.
-
-        Args:
-            headers: the HTTP request's, with names in lower case or found whatever their case.
-        """
-        if self.is_on and "traceparent" in headers:
-            self._parents[request_id] = self._propagator.extract(headers)
+    def on_add(self, request_id: str) -> None:
+        if self.is_on and (parent := _parent.get()) is not None:
+            self._parents[request_id] = parent
 
     def on_finish(self, record: RequestRecord) -> None:
         if not self.is_on:
@@ -98,6 +96,30 @@ class Tracing(EngineObserver):
             self._exporter.shutdown()  # so that it does not try again
             return False
         return True
+
+
+class TraceParent:
+    """ASGI middleware: what the engine is asked to do for a request becomes part of the trace that its client began.
+
+    It is read from the headers `traceparent` and `tracestate` (W3C Trace Context). For a `Tracing` that is on.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._app = app
+        self._propagator = TraceContextTextMapPropagator()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if "traceparent" not in headers:
+            await self._app(scope, receive, send)
+            return
+        token = _parent.set(self._propagator.extract(headers))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            _parent.reset(token)
 
 
 def _check_url(endpoint: str) -> None:

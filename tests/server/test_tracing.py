@@ -1,22 +1,26 @@
 """One span a request: its name, attributes, times and parent; over OTLP, and with nobody there to take it."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from httpx2 import ASGITransport, AsyncClient
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 
 from lightvllm.engine.observer import RequestRecord
 from lightvllm.sampling_params import SamplingParams
-from lightvllm.server.tracing import Tracing
+from lightvllm.server.tracing import TraceParent, Tracing
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
@@ -48,12 +52,24 @@ def record(**changes: Any) -> RequestRecord:
     return RequestRecord(**values | changes)
 
 
+def add(tracing: Tracing, *request_ids: str, headers: dict[str, str] | None = None) -> None:
+    """The engine accepts what an HTTP request with these headers asks for."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for request_id in request_ids:
+            tracing.on_add(request_id)
+
+    async def nothing(*_: Any) -> Any: ...
+
+    raw = [(name.lower().encode(), value.encode("utf-8", "replace")) for name, value in (headers or {}).items()]
+    asyncio.run(TraceParent(app)({"type": "http", "headers": raw}, nothing, nothing))
+
+
 def spans_of(*records: RequestRecord, headers: dict[str, str] | None = None) -> tuple[ReadableSpan, ...]:
     exporter = InMemorySpanExporter()
     tracing = Tracing(None, "some/model", exporter=exporter)
+    add(tracing, *(each.request_id for each in records), headers=headers)
     for each in records:
-        if headers is not None:
-            tracing.follow(each.request_id, Headers(headers))
         tracing.on_finish(each)
     assert tracing.close()
     return exporter.get_finished_spans()
@@ -122,13 +138,58 @@ def test_the_parent_comes_from_the_header() -> None:
 def test_a_parent_is_one_requests_only_and_forgotten_with_it() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(None, "m", exporter=exporter)
-    tracing.follow("cmpl-1", {"traceparent": TRACEPARENT})
-    tracing.follow("cmpl-2", {"user-agent": "no trace"})
+    add(tracing, "cmpl-1", headers={"traceparent": TRACEPARENT})
+    add(tracing, "cmpl-2", headers={"user-agent": "no trace"})
     for request_id in ("cmpl-2", "cmpl-1", "cmpl-1"):
         tracing.on_finish(record(request_id=request_id))
     assert tracing.close()
     assert [span.parent is not None for span in exporter.get_finished_spans()] == [False, True, False]
     assert tracing._parents == {}
+
+
+def test_a_trace_ends_with_its_request() -> None:
+    """The server keeps a connection, and its task, for other requests."""
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(None, "m", exporter=exporter)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tracing.on_add(scope["path"])
+
+    async def serve() -> None:
+        served = TraceParent(app)
+        for path, headers in (("/1", [(b"traceparent", TRACEPARENT.encode())]), ("/2", [])):
+            await served({"type": "http", "path": path, "headers": headers}, None, None)  # type: ignore[arg-type]
+
+    asyncio.run(serve())
+    for path in ("/1", "/2"):
+        tracing.on_finish(record(request_id=path))
+    assert tracing.close()
+    assert [span.parent is not None for span in exporter.get_finished_spans()] == [True, False]
+
+
+def test_the_trace_reaches_what_streams() -> None:
+    """Starlette sends a stream from a task of its own."""
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(None, "m", exporter=exporter)
+    app = FastAPI(middleware=[Middleware(TraceParent)])
+
+    @app.get("/")
+    async def stream() -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            tracing.on_add("cmpl-1")
+            yield b"data: 1"
+
+        return StreamingResponse(chunks())
+
+    async def ask() -> None:
+        async with AsyncClient(transport=ASGITransport(app=app), base_url="http://test") as client:
+            assert (await client.get("/", headers={"traceparent": TRACEPARENT})).text == "data: 1"
+
+    asyncio.run(ask())
+    tracing.on_finish(record())
+    assert tracing.close()
+    (span,) = exporter.get_finished_spans()
+    assert f"{span.context.trace_id:032x}" == TRACE_ID
 
 
 def test_a_parent_that_is_not_sampled_leaves_no_span() -> None:
@@ -141,7 +202,7 @@ def test_a_bad_header_is_no_parent() -> None:
 
     @given(st.text(max_size=80), st.text(max_size=80))
     def send(traceparent: str, tracestate: str) -> None:
-        tracing.follow("cmpl-1", {"traceparent": traceparent, "tracestate": tracestate})
+        add(tracing, "cmpl-1", headers={"traceparent": traceparent, "tracestate": tracestate})
         tracing.on_finish(record())
 
     send()
@@ -153,7 +214,7 @@ def test_a_bad_header_is_no_parent() -> None:
 def test_without_an_endpoint_nothing_is_imported() -> None:
     code = (
         "import sys; from lightvllm.server.tracing import Tracing; t = Tracing(None, 'm'); "
-        "t.follow('a', {'traceparent': ''}); t.on_finish(None); assert t.close() and not t.is_on; "
+        "t.on_add('a'); t.on_finish(None); assert t.close() and not t.is_on; "
         "assert not [name for name in sys.modules if name.startswith(('opentelemetry', 'torch'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -211,7 +272,7 @@ def collector() -> Iterator[Collector]:
 def test_spans_arrive_at_the_collector(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
     tracing = Tracing(collector.url, "some/model")
-    tracing.follow("cmpl-1", {"traceparent": TRACEPARENT})
+    add(tracing, "cmpl-1", headers={"traceparent": TRACEPARENT})
     for i in range(3):
         tracing.on_finish(record(request_id=f"cmpl-{i}"))
     assert tracing.close(timeout=10)
