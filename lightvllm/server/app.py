@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -67,6 +68,9 @@ def build_app(
     app.state.created = int(time.time())
     app.state.draining = False
     for router in _routers(engine, config, metrics):
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.status_code is None:
+                route.status_code = 200  # FastAPI would ask the class of the response, and a stream's does not say
         app.include_router(router)
     complete_openapi(app, _BODIES, _ANSWERS, has_keys=bool(keys))
     return app
