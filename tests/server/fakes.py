@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
 from lightvllm.engine.async_engine import Health
@@ -77,17 +79,14 @@ class FakeEngine:
         scheduling_policy: str = "fcfs",
         default_sampling_params: dict[str, object] | None = None,
     ) -> None:
-        config = EngineConfig(
-            model=str(DEFAULT_MODEL), chat_template=chat_template, scheduling_policy=scheduling_policy
-        )
-        self.frontend = Frontend(config)
+        self.frontend = _frontend(chat_template, scheduling_policy)
         assert self.frontend.tokenizer is not None
         self.tokenizer: Tokenizer = self.frontend.tokenizer
         self.model_config = self.frontend.model_config
         self.chat_template = self.frontend.chat_template
         self.default_sampling_params = default_sampling_params or {}
         self.max_model_len = max_model_len
-        self.config = config
+        self.config = self.frontend.config
         self.reply = reply
         self.pace = pace or Pace()
         self.num_cached_tokens = num_cached_tokens
@@ -227,6 +226,14 @@ class FakeEngine:
         if len(token_ids) <= most and token_ids[-1] == self.eos_token_id:
             return token_ids, "stop", None
         return token_ids[:most], "length", None
+
+
+@cache
+def _frontend(chat_template: str | None, scheduling_policy: Any) -> Frontend:
+    """Loaded once: it takes longer than most tests."""
+    return Frontend(
+        EngineConfig(model=str(DEFAULT_MODEL), chat_template=chat_template, scheduling_policy=scheduling_policy)
+    )
 
 
 def logprob_of(token_id: int) -> float:
