@@ -58,9 +58,12 @@ class ToolCallParser:
     is held back until that is decided.
     """
 
-    def __init__(self, tool_format: ToolFormat, functions: Set[str], skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, functions: Set[str], *, max_calls: int | None, skip_special_tokens: bool
+    ) -> None:
         self._marks = marks = MARKS[tool_format]
         self._functions = functions
+        self._max_calls = max_calls
         self._dropped = marks.special_tokens if skip_special_tokens else ()
         tags = {marks.open_tag, marks.close_tag or marks.open_tag, *self._dropped}
         self._finder = TagFinder(sorted(tags))
@@ -91,7 +94,7 @@ class ToolCallParser:
         elif not is_cut and not call.is_certain:
             self._release("".join(self._gap + self._call_text))
         elif is_cut and call.name is not None and not self._is_named:
-            self._deltas.append(ToolCallDelta(self._num_calls, call.name, ""))
+            self._call_delta(call.name, "")
         return self._take_deltas()
 
     # ---- outside of calls
@@ -140,9 +143,7 @@ class ToolCallParser:
         """Read on within a call, or what may become one; returns the rest behind it."""
         end = call.push(text)
         if call.is_certain:
-            self._deltas.append(
-                ToolCallDelta(self._num_calls, None if self._is_named else call.name, call.take_arguments())
-            )
+            self._call_delta(None if self._is_named else call.name, call.take_arguments())
             self._is_named = True
             self._gap.clear()
             self._call_text.clear()
@@ -158,6 +159,10 @@ class ToolCallParser:
             self._content("".join(self._call_text))
             self._last = "content"
         return text[end:]
+
+    def _call_delta(self, name: str | None, arguments: str) -> None:
+        if self._max_calls is None or self._num_calls < self._max_calls:
+            self._deltas.append(ToolCallDelta(self._num_calls, name, arguments))
 
     def _take_deltas(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []

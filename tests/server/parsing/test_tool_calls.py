@@ -211,6 +211,17 @@ def test_nothing_is_a_call_where_none_can_be(tool_format, off):
     assert parse(text, tool_format, **off) == [ContentDelta(text)]
 
 
+@pytest.mark.parametrize("tool_format", ["hermes", "llama3_json"])
+def test_without_parallel_calls_only_the_first_comes_out(tool_format):
+    first, second = call_text(tool_format, "get", '{"a": 1}'), call_text(tool_format, "add-1", "{}")
+    text = f"{first}\n{second}"
+    assert parse(text, tool_format, parallel_tool_calls=False) == [ToolCallDelta(0, "get", '{"a": 1}')]
+    assert parse(text[:-5], tool_format, is_cut=True, parallel_tool_calls=False) == [
+        ToolCallDelta(0, "get", '{"a": 1}')
+    ]
+    assert len(calls_of(parse(text, tool_format))) == 2
+
+
 def test_a_named_choice_knows_only_its_function():
     text = call_text("hermes", "get", "{}")
     named = {"type": "function", "function": {"name": "get"}}
