@@ -56,7 +56,7 @@ class _Entry:
         self.state = state
         self.stream = stream
         self.num_crashes = 0  # in all
-        self.crashes_in_a_row = 0  # without a token in between
+        self.crashes_in_a_row = 0  # while it ran, without a token in between
         self.deadline: asyncio.TimerHandle | None = None
 
     @property
@@ -269,14 +269,18 @@ class AsyncEngine:
             self._supervisor.send(WatchSteps(True))
         self._submit()
 
-    def take_crash(self) -> None:
-        """The core is gone, and what it computed with it."""
+    def take_crash(self, running: set[str]) -> None:
+        """The core is gone, and what it computed with it.
+
+        Args:
+            running: the core's ids of what it ran: only these can be the cause.
+        """
         for entry in list(self._entries.values()):
             if entry.state.request_id in self._unsubmitted:
                 continue
             self._unsubmitted[entry.state.request_id] = entry
             entry.num_crashes += 1
-            entry.crashes_in_a_row += 1
+            entry.crashes_in_a_row += not running.isdisjoint(entry.state.core_ids)
             if entry.crashes_in_a_row >= MAX_CRASHES:
                 message = f"the engine died {MAX_CRASHES} times while this request ran, without a token in between"
                 self._fail(entry, RequestFailed("engine", message))

@@ -33,6 +33,7 @@ from lightvllm.engine.messages import (
     TraceUpdate,
     WatchSteps,
 )
+from lightvllm.engine.notes import Notes
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.step import StepInput
 from lightvllm.engine.trace import StepTracer
@@ -47,28 +48,31 @@ class CoreSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         address: of the front's socket.
+        notes: file of `lightvllm.engine.notes`.
         path: the checkpoint's folder, which the front has found or downloaded.
     """
 
     address: str
+    notes: str
     path: str
     engine: dict[str, Any]
     log_level: int
 
     @classmethod
-    def of(cls, config: EngineConfig, path: Path, address: str, log_level: int) -> "CoreSettings":
+    def of(cls, config: EngineConfig, path: Path, address: str, notes: Path, log_level: int) -> "CoreSettings":
         """The settings of an engine."""
         engine = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        return cls(address, str(path), engine, log_level)
+        return cls(address, str(notes), str(path), engine, log_level)
 
 
 class CoreServer:
     """Runs the core's steps, and between two of them takes messages in."""
 
-    def __init__(self, core: EngineCore, socket: "zmq.Socket[bytes]") -> None:
+    def __init__(self, core: EngineCore, socket: "zmq.Socket[bytes]", notes: Notes) -> None:
         self.core = core
         self.core.on_scheduled = self._before_step
         self.socket = socket
+        self.notes = notes
         self.encode = msgspec.msgpack.Encoder().encode
         self.decode = msgspec.msgpack.Decoder(ToCore).decode
         self.tracer: StepTracer | None = None
@@ -130,6 +134,8 @@ class CoreServer:
             left = request.num_prompt_tokens - request.num_computed_tokens
             if left > 0:
                 self.num_prompt_tokens += min(left, num_tokens)
+        if step.new_requests:  # the others were noted before
+            self.notes.write(step.request_ids)
         if self.tracer is not None:
             self.tracer.before(step)
 
@@ -170,7 +176,7 @@ def main() -> None:
         socket.close(linger=5000)
         sys.exit(1)
     socket.send(encode(EngineReady(core.scheduler.config, **core.executor.describe())))
-    CoreServer(core, socket).run()
+    CoreServer(core, socket, Notes(Path(settings.notes))).run()
     os._exit(0)  # the front is gone or wants this process gone: nobody needs memory freed in order
 
 

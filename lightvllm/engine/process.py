@@ -14,6 +14,7 @@ import zmq.asyncio
 from lightvllm.config import EngineConfig
 from lightvllm.engine.core_process import LENGTH, CoreSettings
 from lightvllm.engine.messages import ToCore, ToFront
+from lightvllm.engine.notes import read_notes
 
 MAX_LOG_BYTES = 1 << 16
 logger = logging.getLogger("lightvllm.engine.core")
@@ -31,7 +32,8 @@ class CoreProcess:
     def __init__(self, config: EngineConfig, path: Path) -> None:
         self._config = config
         self._path = path
-        self._folder = tempfile.mkdtemp(prefix="lightvllm-")
+        self._folder = Path(tempfile.mkdtemp(prefix="lightvllm-"))
+        self._notes = self._folder / "running"
         self._socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._encode = msgspec.msgpack.Encoder().encode
@@ -61,7 +63,7 @@ class CoreProcess:
         )
         assert process.stdin is not None
         level = logging.getLogger("lightvllm").getEffectiveLevel()
-        settings = msgspec.msgpack.encode(CoreSettings.of(self._config, self._path, address, level))
+        settings = msgspec.msgpack.encode(CoreSettings.of(self._config, self._path, address, self._notes, level))
         process.stdin.write(LENGTH.pack(len(settings)) + settings)
         self._tasks = [asyncio.create_task(task) for task in (self._log_output(), self._await_end(), self._read())]
 
@@ -81,6 +83,10 @@ class CoreProcess:
             assert self._process is not None
             raise CoreDied(f"process {self._process.pid} ended with code {self._process.returncode}")
         return message
+
+    def running_requests(self) -> set[str]:
+        """See `lightvllm.engine.notes`."""
+        return read_notes(self._notes)
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing."""

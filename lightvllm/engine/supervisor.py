@@ -39,7 +39,7 @@ class Front(Protocol):
     """Whose core it is: `lightvllm.engine.async_engine.AsyncEngine`."""
 
     def take_message(self, message: ToFront) -> None: ...
-    def take_crash(self) -> None: ...
+    def take_crash(self, running: set[str]) -> None: ...
     def take_ready(self, ready: EngineReady) -> None: ...
     def fail_all(self, message: str) -> None: ...
     @property
@@ -167,7 +167,8 @@ class Supervisor:
             except CoreDied as death:
                 self.is_running = False
                 self._process = None
-                self._take_death(f"{death}, which hung" if self._is_hung else str(death))
+                reason = f"{death}, which hung" if self._is_hung else str(death)
+                self._take_death(reason, process.running_requests())
                 await process.close()
             process = await self._start_again()
 
@@ -182,12 +183,12 @@ class Supervisor:
                 self._num_deaths = 0
             self._front.take_message(message)
 
-    def _take_death(self, reason: str) -> None:
+    def _take_death(self, reason: str, running: set[str]) -> None:
         self.num_crashes += 1
         self._num_deaths += 1
         self._last_death = reason
         logger.error("the engine died: %s", reason)
-        self._front.take_crash()
+        self._front.take_crash(running)
 
     async def _start_again(self) -> CoreProcess:
         while True:
@@ -205,7 +206,7 @@ class Supervisor:
             except (CoreDied, ValueError) as error:
                 await process.close()
                 self._starts_in_vain += 1
-                self._take_death(str(error))
+                self._take_death(str(error), set())
                 if self._starts_in_vain >= HOPELESS_STARTS:
                     self._front.fail_all(f"the engine could not be started again: {error}")
 
