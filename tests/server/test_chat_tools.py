@@ -178,12 +178,12 @@ def test_one_call_at_most() -> None:
 
 
 def test_a_call_that_is_cut_leaks_nothing() -> None:
-    num_tokens = len(FakeEngine().tokenizer.encode(CALLS))
-    for max_tokens in range(1, num_tokens):
-        choice = api_for(CALLS).chat(tools=TOOLS, max_tokens=max_tokens)["choices"][0]
+    api = api_for(CALLS)
+    for max_tokens in range(1, len(api.engine.tokenizer.encode(CALLS))):
+        choice = api.chat(tools=TOOLS, max_tokens=max_tokens)["choices"][0]
         assert choice["finish_reason"] == "length"
         assert "<" not in (choice["message"]["content"] or "")
-        streamed = folded(api_for(CALLS).chat(tools=TOOLS, max_tokens=max_tokens, stream=True))
+        streamed = folded(api.chat(tools=TOOLS, max_tokens=max_tokens, stream=True))
         assert without_ids(streamed) == without_ids(plain(choice))
 
 
@@ -248,8 +248,9 @@ def test_the_formats_are_the_settings_or_the_templates() -> None:
 )
 def test_streams_say_what_the_whole_answer_says(reply: str, options: dict[str, Any], pace: Pace) -> None:
     body = {"tools": TOOLS, "n": 2, **options}
-    whole = api_for(reply, pace).chat(**body)
-    *chunks, last = api_for(reply, pace).chat(**body, stream=True, stream_options={"include_usage": True})
+    api = api_for(reply, pace)
+    whole = api.chat(**body)
+    *chunks, last = api.chat(**body, stream=True, stream_options={"include_usage": True})
     assert last["usage"] == whole["usage"]
     for choice in whole["choices"]:
         assert without_ids(folded(chunks, choice["index"])) == without_ids(plain(choice))
