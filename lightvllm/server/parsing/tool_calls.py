@@ -161,7 +161,8 @@ class ToolCallParser:
         return text[end:]
 
     def _call_delta(self, name: str | None, arguments: str) -> None:
-        if self._max_calls is None or self._num_calls < self._max_calls:
+        is_wanted = self._max_calls is None or self._num_calls < self._max_calls
+        if is_wanted and (name or arguments):
             self._deltas.append(ToolCallDelta(self._num_calls, name, arguments))
 
     def _take_deltas(self) -> list[Delta]:

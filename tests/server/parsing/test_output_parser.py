@@ -107,6 +107,20 @@ def test_no_character_is_made_up_or_lost(text, tool_format, state):
         assert content_of(deltas) == text
 
 
+@settings(max_examples=150, deadline=None)
+@given(soups, FORMATS, STATES, st.booleans())
+def test_no_delta_is_empty_and_the_name_comes_first_and_once(text, tool_format, state, is_cut):
+    parser = make_output_parser(tool_format=tool_format, reasoning=state, tools=TOOLS, tool_choice="auto")
+    num_calls = 0
+    for delta in [delta for char in text for delta in parser.push(char)] + parser.finish(is_cut):
+        if isinstance(delta, ToolCallDelta):
+            assert delta.name or delta.arguments
+            assert (delta.name is not None) == (delta.index == num_calls)
+            num_calls = delta.index + 1
+        else:
+            assert delta.text
+
+
 @settings(max_examples=300, deadline=None)
 @given(soups, soups, FORMATS, STATES)
 def test_what_is_handed_out_is_never_taken_back(start, end, tool_format, state):
