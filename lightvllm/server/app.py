@@ -29,6 +29,7 @@ from lightvllm.server.protocol.completion import CompletionRequest
 from lightvllm.server.protocol.tokenization import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
 from lightvllm.server.routes import health, models, tokenize
 from lightvllm.server.security import RequestId, RequireApiKey
+from lightvllm.server.tracing import TraceParent
 
 _BODIES: list[type[BaseModel]] = [
     ChatCompletionRequest,
@@ -81,6 +82,8 @@ def _middleware(config: ServerConfig, keys: frozenset[str], metrics: Metrics | N
     around = [] if metrics is None else [Middleware(HttpMetrics, metrics)]
     if config.access_log:
         around.append(Middleware(AccessLog))
+    if config.otlp_traces_endpoint is not None:
+        around.append(Middleware(TraceParent))
     around.append(Middleware(RequestId))
     if config.allowed_origins:
         around.append(

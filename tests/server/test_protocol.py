@@ -335,6 +335,12 @@ def test_no_tool_may_be_chosen_without_tools() -> None:
     assert chat(tool_choice="none").tool_choice == "none"
 
 
+def test_who_asks_has_two_names() -> None:
+    assert chat(safety_identifier="ann").user == "ann"
+    assert chat(user="ann").user == chat(user="ann", safety_identifier="ann").user == "ann"
+    assert refused_name(chat, user="ann", safety_identifier="bob") == "safety_identifier"
+
+
 # ---- errors
 
 
