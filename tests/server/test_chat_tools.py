@@ -199,6 +199,20 @@ def test_why_a_forced_call_ended() -> None:
         assert structured is None or structured.kind == "grammar"
 
 
+def test_the_calls_of_a_strict_function_follow_a_grammar() -> None:
+    strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
+    for options, kind in (
+        ({}, "grammar"),
+        ({"tool_choice": "none"}, None),
+        ({"response_format": {"type": "json_object"}}, "json_object"),
+    ):
+        api = api_for("text")
+        choice = api.chat(tools=[strict, TOOLS[1]], **options)["choices"][0]
+        structured = api.engine.submitted[0].params.structured_outputs
+        assert kind == (None if structured is None else structured.kind)
+        assert choice["message"]["content"] == "text"
+
+
 def test_a_forced_call_and_a_form_exclude_each_other() -> None:
     form = {"response_format": {"type": "json_object"}}
     status, param, message = api_for("x").refused(

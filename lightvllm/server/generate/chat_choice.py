@@ -79,8 +79,6 @@ class ChoiceWriter:
         if isinstance(piece, ReasoningDelta):
             return [ChatDelta(reasoning=piece.text)] if self.request.include_reasoning else []
         assert isinstance(piece, ToolCallDelta)
-        if piece.index > 0 and not self.request.parallel_tool_calls:
-            return []
         self.has_calls = True
         calls = []
         if piece.name is not None:

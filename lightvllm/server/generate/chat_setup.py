@@ -22,6 +22,7 @@ from lightvllm.server.parsing import (
     make_output_parser,
     needs_special_tokens,
     reasoning_state,
+    strict_grammar,
     validate_tools,
 )
 from lightvllm.server.protocol.chat import ChatCompletionRequest
@@ -63,6 +64,7 @@ async def set_up_chat(request: ChatCompletionRequest, engine: AsyncEngine, confi
                 reasoning=reasoning,
                 tools=tools,
                 tool_choice=tool_choice,
+                parallel_tool_calls=request.parallel_tool_calls,
                 is_constrained=is_constrained,
                 skip_special_tokens=request.skip_special_tokens,
             ),
@@ -102,6 +104,7 @@ def _params_with_tools(
     reasoning: ReasoningState,
 ) -> SamplingParams:
     """The parameters that let the model call tools, or make it do so."""
+    grammar: str | None = None
     if is_forced(tool_choice):
         if params.structured_outputs is not None:
             field = request.field_behind("structured_outputs")
@@ -109,6 +112,9 @@ def _params_with_tools(
                 "tool_choice", f"tool_choice: the output cannot both be a call, as it says, and of the form in {field}"
             )
         grammar = forced_grammar(tools, tool_choice, request.parallel_tool_calls, tool_format, reasoning)
+    elif params.structured_outputs is None:
+        grammar = strict_grammar(tools, tool_format, reasoning)
+    if grammar is not None:
         params = replace(params, structured_outputs=StructuredOutputsParams(grammar=grammar))
     if needs_special_tokens(tool_format):
         params = replace(params, skip_special_tokens=False)
