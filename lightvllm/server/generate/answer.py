@@ -150,7 +150,7 @@ class UsageCount:
             cached_tokens=sum(self._num_cached_tokens),
             output_tokens=self._num_output_tokens,
             ttft=self._first_token,
-            finish_reasons=self._finish_reasons,
+            finish_reasons=self._finish_reasons or None,
         )
 
 

@@ -134,13 +134,13 @@ class PromptWriter:
 
     def _prompt_offsets(self) -> list[int]:
         """Where the prompt's tokens begin in its text, in which those that the tokenizer added do not stand."""
-        stream = text_stream(self.tokenizer, skip_special_tokens=False)
+        tokenizer = self.tokenizer
+        stream = text_stream(tokenizer, skip_special_tokens=False)
         offsets, end = [], 0
         for token_id in self.prompt.token_ids:
             offsets.append(end)
-            text = stream.push(token_id)
-            if token_id not in self.tokenizer.special_ids or self.text.startswith(text, end):
-                end += len(text)
+            if token_id not in tokenizer.special_ids or self.text.startswith(tokenizer.token_text(token_id), end):
+                end += len(stream.push(token_id))
         return offsets
 
     def _output_offsets(self) -> TextOffsets:
