@@ -127,6 +127,10 @@ def test_sizes_that_do_not_work(tokenizer: Tokenizer) -> None:
     prompts = RandomPrompts(tokenizer, 0, as_text=False)
     with pytest.raises(ValueError, match="random_input_len: 0"):
         random_requests(prompts, 1, input_len=0, output_len=1)
+    with pytest.raises(ValueError, match="random_prefix_len: -1"):
+        random_requests(prompts, 1, input_len=1, output_len=1, prefix_len=-1)
+    with pytest.raises(ValueError, match="sharegpt_output_len: 0"):
+        sharegpt_requests("no.json", tokenizer, 1, seed=0, output_len=0)
     with pytest.raises(ValueError, match="random_range_ratio: 1"):
         random_requests(prompts, 1, input_len=1, output_len=1, range_ratio=1.0)
     with pytest.raises(ValueError, match="prefix_repetition_num_prefixes: 0"):

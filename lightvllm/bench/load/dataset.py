@@ -103,6 +103,8 @@ def random_requests(
     if not 0 <= range_ratio < 1:
         raise ValueError(f"random_range_ratio: {range_ratio} is out of range, expected [0, 1)")
     _check_lengths(random_input_len=input_len, random_output_len=output_len)
+    if prefix_len < 0:
+        raise ValueError(f"random_prefix_len: {prefix_len} is out of range, expected at least 0")
     prefix = prompts.draw(prefix_len)
     requests = []
     for _ in range(num_requests):
@@ -141,6 +143,8 @@ def sharegpt_requests(
     Raises:
         ValueError: the file cannot be read, is in another format, or has no conversation of a fitting length.
     """
+    if output_len is not None:
+        _check_lengths(sharegpt_output_len=output_len)
     pairs = list(_first_exchanges(path))
     random.Random(seed).shuffle(pairs)
     requests: list[LoadRequest] = []
