@@ -110,8 +110,8 @@ class CoreServer:
                     self._watch(message.is_on)
                 case Ping():
                     self._send(Pong())
-        if aborted and self.tracer is not None and not self.core.has_unfinished():
-            self._send(TraceUpdate(self.tracer.after([], 0.0)))
+        if aborted and not self.core.has_unfinished():  # no step follows that would tell of it
+            self._report([], 0, 0.0)
 
     def _add(self, message: AddRequest) -> None:
         try:
@@ -143,13 +143,17 @@ class CoreServer:
         start = time.monotonic()
         outputs = self.core.step()
         seconds = time.monotonic() - start
+        self._report(outputs, self.num_prompt_tokens, seconds)
+
+    def _report(self, outputs: list[CoreOutput], num_prompt_tokens: int, seconds: float) -> None:
+        trace = None if self.tracer is None else self.tracer.after(outputs, seconds)
         report = StepReport(
             outputs=self.refused + outputs,
             stats=self.core.stats(),
-            num_prompt_tokens=self.num_prompt_tokens,
+            num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=sum(len(output.new_token_ids) for output in outputs),
             seconds=seconds,
-            trace=None if self.tracer is None else self.tracer.after(outputs, seconds),
+            trace=trace,
         )
         self.refused = []
         self._send(report)

@@ -81,6 +81,8 @@ class EngineFailed(msgspec.Struct, tag="failed", frozen=True):
 class StepReport(msgspec.Struct, tag="step", frozen=True):
     """What one step did. Steps that gave no request anything (amid a long prompt) are reported, too: the core lives.
 
+    An abort that leaves nothing to run is reported as a step that took no time, so that nobody goes by old figures.
+
     Attributes:
         num_prompt_tokens: prompt tokens that were computed, those computed again after a preemption included.
         num_output_tokens: tokens that were generated.
@@ -97,7 +99,7 @@ class StepReport(msgspec.Struct, tag="step", frozen=True):
 
 
 class TraceUpdate(msgspec.Struct, tag="trace", frozen=True):
-    """A trace of no step: a snapshot that was asked for, or what was aborted while nothing was left to run."""
+    """A trace of no step: a snapshot that was asked for."""
 
     trace: StepTrace
 

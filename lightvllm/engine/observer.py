@@ -1,7 +1,6 @@
 """Who watches the engine from the front: metrics, logs, traces."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from lightvllm.engine.messages import EngineReady, StepReport
 from lightvllm.sampling_params import SamplingParams
@@ -31,7 +30,7 @@ class RequestRecord:
     num_crashes: int = 0
 
 
-class EngineObserver(Protocol):
+class EngineObserver:
     """Called on the event loop, so each call is short. Who derives from it says only what it wants to hear."""
 
     def on_ready(self, ready: EngineReady) -> None:

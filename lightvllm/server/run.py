@@ -104,6 +104,7 @@ class _Server:
         import uvicorn
 
         from lightvllm.server.app import build_app
+        from lightvllm.server.http import http_protocol
 
         app = build_app(self.engine, self.config, model_names=self.model_names, metrics=self.metrics)
 
@@ -119,7 +120,7 @@ class _Server:
         return app, Server(
             uvicorn.Config(
                 app,
-                http="h11",  # of uvicorn's two it is the one that bounds what it reads of a header
+                http=http_protocol(self.config.client_timeout),
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 ws="none",
                 lifespan="off",
