@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from lightvllm.config import EngineConfig
@@ -22,7 +22,6 @@ from lightvllm.engine.messages import (
     StepReport,
     ToFront,
     TraceUpdate,
-    WatchSteps,
 )
 from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
@@ -33,6 +32,7 @@ from lightvllm.engine.streams import CompletionDelta, RequestDelta, RequestFaile
 from lightvllm.engine.supervisor import Health, Supervisor
 from lightvllm.engine.tokenizer import Tokenizer
 from lightvllm.engine.trace import StepTrace
+from lightvllm.engine.watchers import Watchers
 from lightvllm.errors import EngineOverloaded, EngineUnavailable, ParameterError
 from lightvllm.model_config import ModelConfig
 from lightvllm.sampling_params import SamplingParams
@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 MAX_CRASHES = 3
 # From so many on it runs alone, so that no other is given up for what it does.
 SUSPECT_CRASHES = 2
-# Traces a watcher may be behind; who falls further back gets a snapshot.
-MAX_TRACES = 256
 
 
 class _Entry:
@@ -107,11 +105,11 @@ class AsyncEngine:
         self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
         self._pace = _Pace()
         self._stats: EngineStats | None = None
-        self._watchers: set[_Watcher] = set()
         self._is_stopping = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._supervisor = Supervisor(self, config, frontend.path, engine_timeout)
+        self._watchers = Watchers(self._supervisor.send)
 
     # ---- life
 
@@ -131,6 +129,7 @@ class AsyncEngine:
         except TimeoutError:
             for entry in list(self._entries.values()):
                 self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
+        self._watchers.close()
         await self._supervisor.stop()
 
     def kill(self) -> None:
@@ -202,6 +201,7 @@ class AsyncEngine:
         if timeout is not None:
             late = RequestFailed("deadline", f"timeout: the request was not finished within {timeout:g} s")
             entry.deadline = asyncio.get_running_loop().call_later(timeout, self._fail, entry, late)
+        self._observer.on_add(request_id)
         self._submit()
         return entry.stream
 
@@ -260,13 +260,12 @@ class AsyncEngine:
             self._submit()
         trace = message.trace if isinstance(message, StepReport | TraceUpdate) else None
         if trace is not None:
-            self._show(trace)
+            self._watchers.show(trace)
 
     def take_ready(self, ready: EngineReady) -> None:
         """There is a new core: give it what the one before had."""
         self._observer.on_ready(ready)
-        if self._watchers:
-            self._supervisor.send(WatchSteps(True))
+        self._watchers.take_ready()
         self._submit()
 
     def take_crash(self, running: set[str]) -> None:
@@ -365,46 +364,12 @@ class AsyncEngine:
         """The figures of the last step; None before the first."""
         return self._stats
 
-    async def watch(self) -> AsyncIterator[StepTrace]:
-        """The engine's steps as they happen, while the iterator is open. The first trace is a snapshot.
+    def watch(self) -> AsyncGenerator[StepTrace, None]:
+        """The engine's steps as they happen, until it stops or the generator is closed. The first is a snapshot.
 
         Who falls far behind loses traces and gets a snapshot in their place.
         """
-        watcher = _Watcher()
-        self._watchers.add(watcher)
-        self._supervisor.send(WatchSteps(True))
-        try:
-            while True:
-                yield await watcher.traces.get()
-        finally:
-            self._watchers.discard(watcher)
-            if not self._watchers:
-                self._supervisor.send(WatchSteps(False))
-
-    def _show(self, trace: StepTrace) -> None:
-        behind = [watcher for watcher in self._watchers if not watcher.put(trace)]
-        if behind:
-            self._supervisor.send(WatchSteps(True))
-
-
-class _Watcher:
-    """Someone's traces that they have not read yet."""
-
-    def __init__(self) -> None:
-        self.traces: asyncio.Queue[StepTrace] = asyncio.Queue()
-        self._needs_snapshot = True
-
-    def put(self, trace: StepTrace) -> bool:
-        """False if the reader is too far behind: its traces are dropped until there is a snapshot."""
-        if self._needs_snapshot and not trace.blocks.is_snapshot:
-            return True
-        self._needs_snapshot = self.traces.qsize() >= MAX_TRACES
-        if self._needs_snapshot:
-            while not self.traces.empty():
-                self.traces.get_nowait()
-            return False
-        self.traces.put_nowait(trace)
-        return True
+        return self._watchers.watch()
 
 
 class _Pace:
