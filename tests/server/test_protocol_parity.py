@@ -1,5 +1,6 @@
 """The parity table: complete against OpenAI's own types and vLLM's names, and true."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from tests.server.parity_table import (
     VLLM_CHAT,
     VLLM_COMPLETION,
     Row,
+    page,
 )
 
+DOCS = Path(__file__).parents[2] / "docs" / "fields.md"
 ENDPOINTS = {
     "chat": (ChatCompletionRequest, CHAT, {"messages": MESSAGES}),
     "completion": (CompletionRequest, COMPLETION, {"prompt": "Hello"}),
@@ -100,3 +103,7 @@ def test_what_is_sampled_by_reaches_the_sampling_parameters(endpoint: str, name:
     expected = {5: 100.0} if name == "logit_bias" else 0 if (endpoint, name) == ("chat", "logprobs") else row.good
     assert value_in_params(name, params) == expected
     assert value_in_params(name, without) != expected
+
+
+def test_the_page_of_the_documentation_is_the_table() -> None:
+    assert DOCS.read_text(encoding="utf-8") == page()
