@@ -221,9 +221,10 @@ VLLM_COMPLETION = ["prompt_embeds"]
 
 HEADING = """# The fields of the API
 
-Every field of OpenAI's two generating requests and of vLLM's extras for text. *honoured*: it does what it says. *only*: it
-has one harmless meaning here, and any other value is refused. *refused*: a 400 whose `error.param` is the field's name, as
-for any field that is not listed. A null is as if the field was not there. Values are checked strictly: "5" is no 5.
+Every field of OpenAI's two generating requests and of vLLM's extras for text. *honoured*: it does what it says.
+*only*: it has one harmless meaning here, and any other value is refused. *refused*: a 400 whose `error.param` is the
+field's name, as for any field that is not listed. A null is as if the field was not there. Values are checked
+strictly: "5" is no 5.
 
 This page is made from the table that the tests run (`python -m tests.server.parity_table > docs/fields.md`): each row's
 good and bad values are sent by `tests/server/test_protocol_parity.py`, which also holds the table against the official
