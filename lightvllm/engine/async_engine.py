@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from lightvllm.config import EngineConfig
@@ -22,6 +22,7 @@ from lightvllm.engine.messages import (
     StepReport,
     ToFront,
     TraceUpdate,
+    refuse_what_cannot_travel,
 )
 from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
@@ -50,9 +51,10 @@ SUSPECT_CRASHES = 2
 class _Entry:
     """A request that is not finished."""
 
-    def __init__(self, state: RequestState, stream: RequestStream) -> None:
+    def __init__(self, state: RequestState, abort: Callable[["_Entry"], None]) -> None:
         self.state = state
-        self.stream = stream
+        self.stream = RequestStream(state, lambda _: abort(self))
+        self.place = 0  # the first of its messages among those that the core got
         self.num_crashes = 0  # in all
         self.crashes_in_a_row = 0  # while it ran, without a token in between
         self.deadline: asyncio.TimerHandle | None = None
@@ -103,6 +105,7 @@ class AsyncEngine:
         self._entries: dict[str, _Entry] = {}
         self._unsubmitted: dict[str, _Entry] = {}  # those of them that the core does not have
         self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
+        self._num_sent = 0  # requests that the core was given
         self._pace = _Pace()
         self._stats: EngineStats | None = None
         self._is_stopping = False
@@ -192,8 +195,9 @@ class AsyncEngine:
             )
         else:
             state = self.frontend.open_request(request_id, prompt, params, priority=priority, stream=True)
+        refuse_what_cannot_travel(state.core_requests()[0])
         self._refuse_what_is_too_much(state)
-        entry = _Entry(state, RequestStream(state, self.abort))
+        entry = _Entry(state, self._abort)
         self._entries[request_id] = self._unsubmitted[request_id] = entry
         self._owner_of |= {core_id: (entry, index) for index, core_id in enumerate(state.core_ids)}
         self.num_unfinished_tokens += len(prompt.token_ids)
@@ -209,9 +213,7 @@ class AsyncEngine:
         """End a request and free its blocks. Ids of finished or unknown requests mean nothing."""
         entry = self._entries.get(request_id)
         if entry is not None:
-            entry.state.abort()
-            self._end(entry, "abort")
-            entry.stream.wake()
+            self._abort(entry)
 
     async def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes."""
@@ -251,7 +253,7 @@ class AsyncEngine:
             self._stats = message.stats
             for output in message.outputs:
                 try:
-                    self._take(output)
+                    self._take(output, message.num_added)
                 except Exception:  # a bug of ours ends one request, not all
                     logger.exception("cannot take in the output of request %r", output.request_id)
                     if output.request_id in self._owner_of:
@@ -264,6 +266,7 @@ class AsyncEngine:
 
     def take_ready(self, ready: EngineReady) -> None:
         """There is a new core: give it what the one before had."""
+        self._num_sent = 0
         self._observer.on_ready(ready)
         self._watchers.take_ready()
         self._submit()
@@ -308,14 +311,17 @@ class AsyncEngine:
             if entry.is_suspect and has_suspect:
                 continue
             has_suspect |= entry.is_suspect
+            entry.place = self._num_sent + 1
             for message in entry.state.core_requests():
                 self._supervisor.send(message)
+                self._num_sent += 1
             del self._unsubmitted[name]
 
-    def _take(self, output: CoreOutput) -> None:
+    def _take(self, output: CoreOutput, num_added: int) -> None:
         entry, index = self._owner_of.get(output.request_id, (None, 0))
-        if entry is None or entry.state.completions[index].finish_reason is not None:
-            return  # the core was a step ahead of an abort, or of a stop string
+        # The core was a step ahead of an abort, also of one whose id is in use again, or of a stop string.
+        if entry is None or num_added < entry.place or entry.state.completions[index].finish_reason is not None:
+            return
         state, metrics = entry.state, entry.state.metrics
         if output.error is not None:
             self._fail(entry, RequestFailed("engine", output.error))
@@ -334,8 +340,14 @@ class AsyncEngine:
             self._end(entry, None)
         entry.stream.wake()
 
+    def _abort(self, entry: _Entry) -> None:
+        if self._entries.get(entry.state.request_id) is entry:
+            entry.state.abort()
+            self._end(entry, "abort")
+            entry.stream.wake()
+
     def _fail(self, entry: _Entry, failure: RequestFailed) -> None:
-        if entry.state.request_id in self._entries:
+        if self._entries.get(entry.state.request_id) is entry:
             entry.state.num_unfinished = 0
             self._end(entry, "error")
             entry.stream.fail(failure)

@@ -77,6 +77,7 @@ class CoreServer:
         self.decode = msgspec.msgpack.Decoder(ToCore).decode
         self.tracer: StepTracer | None = None
         self.refused: list[CoreOutput] = []
+        self.num_added = 0
         self.num_prompt_tokens = 0  # of the step at hand
         self.poller = zmq.Poller()
         self.poller.register(socket, zmq.POLLIN)
@@ -114,6 +115,7 @@ class CoreServer:
             self._report([], 0, 0.0)
 
     def _add(self, message: AddRequest) -> None:
+        self.num_added += 1
         try:
             self.core.add_request(Request.from_message(message))
         except ValueError as error:  # the front checks by the same rules, so this is a surprise, but no reason to die
@@ -128,7 +130,6 @@ class CoreServer:
 
     def _before_step(self, step: StepInput) -> None:
         requests = self.core.scheduler.requests
-        self.num_prompt_tokens = 0
         for request_id, num_tokens in zip(step.request_ids, step.num_scheduled_tokens, strict=True):
             request = requests[request_id]
             left = request.num_prompt_tokens - request.num_computed_tokens
@@ -140,6 +141,7 @@ class CoreServer:
             self.tracer.before(step)
 
     def _step(self) -> None:
+        self.num_prompt_tokens = 0
         start = time.monotonic()
         outputs = self.core.step()
         seconds = time.monotonic() - start
@@ -153,6 +155,7 @@ class CoreServer:
             num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=sum(len(output.new_token_ids) for output in outputs),
             seconds=seconds,
+            num_added=self.num_added,
             trace=trace,
         )
         self.refused = []
