@@ -9,7 +9,9 @@ import { EngineState } from "./engine_state.js";
 
 const SLOW_INTERVAL = 250; // ms between two events in slow motion
 const MAX_HELD_BACK = 2000; // events; more than anybody waits for
-const MAX_LISTED = 12;
+// What is listed has a fixed place: what is below must not move.
+const MAX_RUNNING = 12;
+const MAX_WAITING = 4;
 const RETRY_AFTER = 2000;
 const NUM_LOAD_PROMPTS = 4;
 const LOAD_INTERVAL = 100; // ms
@@ -115,13 +117,13 @@ function showQueues() {
   const running = [...state.requests.values()];
   byId("num-running").textContent = String(state.stats?.num_running ?? 0);
   byId("num-waiting").textContent = String(state.stats?.num_waiting ?? 0);
-  const lines = running.slice(0, MAX_LISTED).map((share) => {
+  const lines = running.slice(0, MAX_RUNNING).map((share) => {
     const done = share.start + share.num_tokens;
     const isPrefill = share.kind === "prefill";
     return chip(share.request_id, isPrefill ? `prefill ${done} of ${share.total}` : `decode, ${share.total} tokens`);
   });
-  byId("running").replaceChildren(...lines, ...more(running.length - MAX_LISTED));
-  const waiting = state.waiting.slice(0, MAX_LISTED).map((request) => {
+  byId("running").replaceChildren(...lines, ...more(running.length - MAX_RUNNING));
+  const waiting = state.waiting.slice(0, MAX_WAITING).map((request) => {
     return chip(request.request_id, `${request.num_tokens} tokens${request.is_preempted ? ", preempted" : ""}`);
   });
   byId("waiting").replaceChildren(...waiting, ...more((state.stats?.num_waiting ?? 0) - waiting.length));

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -58,6 +58,7 @@ def test_merged_events_lead_to_the_same_blocks(seed: int) -> None:
             event = merger.take()
             assert event is not None
             reader.take(event.blocks)
+            assert set(event.blocks.cached).isdisjoint(event.blocks.uncached)
             assert (reader.tables, reader.cached) == (tables, cached)
             assert event.stats == trace.stats
             num_steps += len(event.steps) + event.num_left_out
@@ -102,7 +103,7 @@ class Watched:
         self.traces: asyncio.Queue[StepTrace | Exception | None] = asyncio.Queue()
         self.is_watched = False
 
-    async def watch(self) -> AsyncIterator[StepTrace]:
+    async def watch(self) -> AsyncGenerator[StepTrace, None]:
         self.is_watched = True
         try:
             while (trace := await self.traces.get()) is not None:

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +108,8 @@ def test_stop_ends_the_answer_and_the_engine_s_work(page: Page) -> None:
     tokens = page.locator(".tokens .token")
     expect(tokens.nth(5)).to_be_attached()
     expect(page.locator("#num-running")).to_have_text("1")
+    in_engine = page.locator("#running .swatch").evaluate("dot => dot.style.background")
+    assert page.locator(".answer .swatch").evaluate("dot => dot.style.background") == in_engine
     page.click("#stop")
     expect(page.locator(".answer-figures")).to_contain_text("stopped")
     expect(page.locator("#num-running")).to_have_text("0", timeout=3000)
@@ -151,12 +153,12 @@ def test_the_engine_is_seen_at_work(page: Page) -> None:
     )
     assert page.locator("#running li").count() >= 2
     assert num_colors(page, "#steps") > 3
+    expect(page.locator("#events")).to_contain_text("tokens were cached")
     blocks.hover(position={"x": 3, "y": 3})
     expect(page.locator("#block-text")).to_have_text(re.compile(r"^Block 0: "))
     expect(page.locator("#load")).to_be_enabled(timeout=30_000)
     expect(blocks).to_have_attribute("aria-label", re.compile(r"^0 of 91 blocks in use.* [1-9]\d* kept for later"))
     expect(page.locator("#figures")).to_contain_text("found in the prefix cache")
-    expect(page.locator("#events")).to_contain_text("tokens were cached")
     assert num_colors(page, "#blocks") > 1
 
 
@@ -191,6 +193,8 @@ def test_slow_motion_shows_every_step_and_a_pause_none(page: Page) -> None:
     page.wait_for_timeout(600)
     assert last_step() == frozen
     page.click("#speed-live")
+    expect(page.locator("#load")).to_be_enabled(timeout=30_000)
+    page.click("#load")
     wait_until(lambda: last_step() > frozen + 3, 15)
 
 
@@ -213,7 +217,7 @@ class Idle:
     config = SimpleNamespace(model=str(DEFAULT_MODEL))
     max_model_len = 4096
 
-    async def watch(self) -> AsyncIterator[StepTrace]:
+    async def watch(self) -> AsyncGenerator[StepTrace, None]:
         return
         yield
 
