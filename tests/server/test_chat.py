@@ -54,6 +54,7 @@ def test_a_stream() -> None:
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
     assert chunks[0]["object"] == "chat.completion.chunk"
     *chunks, last = chunks
+    assert all(chunk["usage"] is None for chunk in chunks)
     assert (last["choices"], last["usage"]["prompt_tokens"]) == ([], len(api.engine.submitted[0].prompt.token_ids))
     for index in range(2):
         first, *others, end = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
@@ -152,7 +153,8 @@ def test_logprobs_of_other_ends() -> None:
     assert shown(max_tokens=3) == names[:3]
     assert shown(include_stop_str_in_output=True) == [*names, "<|im_end|>"]
     assert shown(stop_token_ids=[ids[2]]) == names[:2]
-    assert "".join(shown(stop=" tw")).startswith("one t")
+    stopped = api.chat(logprobs=True, stop=" tw", return_token_ids=True)["choices"][0]
+    assert shown(stop=" tw") == [api.engine.tokenizer.token_text(token_id) for token_id in stopped["token_ids"]]
     assert shown(return_tokens_as_token_ids=True) == [f"token_id:{token_id}" for token_id in ids]
     assert api.chat(logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
     assert api.chat()["choices"][0]["logprobs"] is None

@@ -269,7 +269,15 @@ def test_a_client_that_does_not_read_frees_its_request(path: str, body: dict[str
     assert not engine.running
 
 
-@ENDPOINTS
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "Hi", "max_tokens": 100}),
+        ("/v1/completions", {"prompt": ["a", "b", "c"], "max_tokens": 100}),
+        ("/v1/chat/completions", CHAT),
+    ],
+    ids=["prompt", "prompts", "chat"],
+)
 def test_a_slow_reader_gets_everything_in_fewer_pieces(path: str, body: dict[str, Any]) -> None:
     engine = FakeEngine("one two three four five six seven eight nine ten", pace=Pace(seconds_per_step=0.001))
 
@@ -280,14 +288,14 @@ def test_a_slow_reader_gets_everything_in_fewer_pieces(path: str, body: dict[str
         app = build_app(engine, ServerConfig(), model_names=[MODEL])
         return await exchange(app, path, {**body, "stream": True}, read=read)
 
-    result = run(play())
-    texts = [
-        choice.get("text") or choice.get("delta", {}).get("content", "")
-        for e in result.events
-        for choice in e["choices"]
-    ]
-    assert "".join(texts) == engine.reply
-    assert len([text for text in texts if text]) < len(engine.tokenizer.encode(str(engine.reply))) / 2
+    texts: dict[int, list[str]] = {}
+    for choice in (choice for event in run(play()).events for choice in event["choices"]):
+        text = choice["text"] if "text" in choice else choice["delta"].get("content", "")
+        texts.setdefault(choice["index"], []).append(text)
+    assert len(texts) == len(engine.submitted)
+    for pieces in texts.values():
+        assert "".join(pieces) == engine.reply
+        assert len([piece for piece in pieces if piece]) < len(engine.tokenizer.encode(str(engine.reply))) / 2
     assert not engine.aborted
 
 

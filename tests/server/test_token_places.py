@@ -64,6 +64,7 @@ def test_numbers_are_numbers_and_a_shared_name_is_the_likeliest_tokens(tmp_path:
     made = completion_logprobs([first], [entry], [0], 1, names)
     assert made.token_logprobs == [-9999.0]
     assert made.top_logprobs == [{"\ufffd": -0.5}]
+    assert completion_logprobs([second], [entry], [0], 2, names).top_logprobs == [{"\ufffd": -0.5}]
     [token] = chat_logprobs([first], [entry], -1, names).content
     assert token.logprob == -9999.0
     assert [top.logprob for top in token.top_logprobs] == [-0.5, -9999.0]

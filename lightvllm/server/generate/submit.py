@@ -7,7 +7,7 @@ from typing import Any
 
 from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.prompts import TokenizedPrompt
-from lightvllm.engine.streams import RequestDelta, RequestFailed, RequestStream
+from lightvllm.engine.streams import RequestDelta, RequestStream
 from lightvllm.sampling_params import SamplingParams
 from lightvllm.server.protocol.sampling import GenerationFields
 
@@ -29,7 +29,7 @@ class Generation:
         """
         tasks = [asyncio.ensure_future(stream.final()) for stream in self.streams]
         try:
-            return [_sound(delta) for delta in await asyncio.gather(*tasks)]
+            return list(await asyncio.gather(*tasks))
         finally:
             await _cancel(tasks)
 
@@ -41,7 +41,7 @@ class Generation:
         """
         if len(self.streams) == 1:
             async for delta in self.streams[0]:
-                yield [(0, _sound(delta))]
+                yield [(0, delta)]
             return
         # A reader that waits for room leaves it to the engine's stream to merge what comes meanwhile.
         queue: _News = asyncio.Queue(maxsize=len(self.streams))
@@ -59,7 +59,7 @@ class Generation:
                     if item is None:
                         num_unfinished -= 1
                     else:
-                        batch.append((item[0], _sound(item[1])))
+                        batch.append(item)
                 yield batch
         finally:
             await _cancel(tasks)
@@ -103,14 +103,6 @@ async def _read(index: int, stream: RequestStream, queue: _News) -> None:
         await queue.put(None)
     except Exception as error:  # for the one that reads the queue
         await queue.put(error)
-
-
-def _sound(delta: RequestDelta) -> RequestDelta:
-    """The delta, unless one of its completions came to grief."""
-    for output in delta.outputs:
-        if output.finish_reason == "error":
-            raise RequestFailed("engine", f"the engine could not go on with this request: {output.stop_reason}")
-    return delta
 
 
 async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:
