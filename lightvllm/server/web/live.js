@@ -96,7 +96,9 @@ function draw() {
     isDrawn = false;
     const step = drawSteps(byId("steps"), state.steps);
     byId("steps-scale").textContent = step ? describeStep(step) : "height: the logarithm of its tokens";
-    drawBlocks(byId("blocks"), state);
+    const numShown = drawBlocks(byId("blocks"), state);
+    const numBlocks = state.stats?.num_blocks ?? 0;
+    byId("blocks-scale").textContent = numShown < numBlocks ? `the first ${numShown} of ${numBlocks} blocks` : `all ${numBlocks} blocks`;
     if (state.config) byId("block-size").textContent = String(state.config.block_size);
     showQueues();
     showFigures();
@@ -120,11 +122,11 @@ function showQueues() {
   const lines = running.slice(0, MAX_RUNNING).map((share) => {
     const done = share.start + share.num_tokens;
     const isPrefill = share.kind === "prefill";
-    return chip(share.request_id, isPrefill ? `prefill ${done} of ${share.total}` : `decode, ${share.total} tokens`);
+    return chip(share.request_id, isPrefill ? `prefill ${done} of ${share.total}` : `decode ${share.total}`);
   });
   byId("running").replaceChildren(...lines, ...more(running.length - MAX_RUNNING));
   const waiting = state.waiting.slice(0, MAX_WAITING).map((request) => {
-    return chip(request.request_id, `${request.num_tokens} tokens${request.is_preempted ? ", preempted" : ""}`);
+    return chip(request.request_id, `${request.num_tokens}${request.is_preempted ? ", preempted" : " tokens"}`);
   });
   byId("waiting").replaceChildren(...waiting, ...more((state.stats?.num_waiting ?? 0) - waiting.length));
   byId("events").replaceChildren(...state.notes.map(({ requestId, text }) => chip(requestId, text)));

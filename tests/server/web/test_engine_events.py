@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -94,6 +95,12 @@ def test_nothing_is_told_before_the_first_snapshot() -> None:
     assert event.config == first.config
     assert event.blocks.is_snapshot
     assert event.blocks.tables == tables
+
+
+def test_the_documented_event_is_one() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "engine-events.md").read_text()
+    example = json.loads(document.split("```json\n")[1].split("```")[0])
+    assert msgspec.to_builtins(msgspec.convert(example, EngineEvent)) == example
 
 
 class Watched:

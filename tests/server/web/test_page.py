@@ -153,7 +153,7 @@ def test_the_engine_is_seen_at_work(page: Page) -> None:
     )
     assert page.locator("#running li").count() >= 2
     assert num_colors(page, "#steps") > 3
-    expect(page.locator("#events")).to_contain_text("tokens were cached")
+    expect(page.locator("#events")).to_contain_text("were cached")
     blocks.hover(position={"x": 3, "y": 3})
     expect(page.locator("#block-text")).to_have_text(re.compile(r"^Block 0: "))
     expect(page.locator("#load")).to_be_enabled(timeout=30_000)
