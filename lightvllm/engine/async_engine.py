@@ -6,6 +6,7 @@ function of seed and position, so the tokens that follow are the ones that would
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -128,12 +129,13 @@ class AsyncEngine:
         """Accept nothing more, let what runs finish for so many seconds, fail the rest, end the process."""
         self._is_stopping = True
         try:
-            await asyncio.wait_for(self._is_idle.wait(), timeout)
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_idle.wait(), timeout)
             for entry in list(self._entries.values()):
                 self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
-        self._watchers.close()
-        await self._supervisor.stop()
+            self._watchers.close()
+        finally:
+            await self._supervisor.stop()
 
     def kill(self) -> None:
         """End the engine process at once; for one who is about to end at once, too."""

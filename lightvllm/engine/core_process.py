@@ -4,9 +4,11 @@ It reads its settings from standard input, loads the model, and then serves mess
 that must survive. Standard input stays open as long as the front lives: when it closes, this process ends.
 """
 
+import ctypes
 import dataclasses
 import logging
 import os
+import signal
 import struct
 import sys
 import time
@@ -40,6 +42,7 @@ from lightvllm.engine.trace import StepTracer
 from lightvllm.model_config import ModelConfig
 
 LENGTH = struct.Struct("<Q")
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 logger = logging.getLogger(__name__)
 
 
@@ -167,9 +170,11 @@ class CoreServer:
 
 def main() -> None:
     """Read the settings, load the model, say so, and serve."""
+    _end_with_the_front()
     (length,) = LENGTH.unpack(_read(LENGTH.size))
     settings = msgspec.msgpack.decode(_read(length), type=CoreSettings)
     logging.basicConfig(format="%(message)s", level=settings.log_level)
+    notes = Notes(Path(settings.notes))
     socket = zmq.Context().socket(zmq.PAIR)
     socket.set_hwm(0)  # never blocks: what is under way is bounded by the requests there are
     socket.connect(settings.address)
@@ -180,11 +185,17 @@ def main() -> None:
         core = build_core(config, path, ModelConfig.from_pretrained(path, config.hf_overrides))
     except ValueError as error:
         socket.send(encode(EngineFailed(str(error))))
-        socket.close(linger=5000)
-        sys.exit(1)
+        sys.stdin.buffer.read()  # until the front closes it, which has then heard
+        os._exit(1)
     socket.send(encode(EngineReady(core.scheduler.config, **core.executor.describe())))
-    CoreServer(core, socket, Notes(Path(settings.notes))).run()
+    CoreServer(core, socket, notes).run()
     os._exit(0)  # the front is gone or wants this process gone: nobody needs memory freed in order
+
+
+def _end_with_the_front() -> None:
+    """Have the kernel kill this process when the front dies, amid a step or hung; where not on Linux, the step goes first."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read(length: int) -> bytes:

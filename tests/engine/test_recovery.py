@@ -100,7 +100,7 @@ def test_a_crash_after_some_tokens_is_survived(rig: Rig, trigger: int, caplog: p
         num_shouts = sum(piece.count("shout") for piece in pieces)
         if trigger == fake_core.SHOUT:
             assert num_shouts > fake_core.HUGE_LINE // 5
-        assert max(map(len, pieces), default=0) <= 1 << 16
+        assert max(map(len, pieces), default=0) <= 1 << 17
 
     run(main())
 
