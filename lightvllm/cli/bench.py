@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
 from lightvllm.bench.workload import Workload
+from lightvllm.cli import bench_overhead, bench_serve
 from lightvllm.cli.flags import add_engine_flags, given
+from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
 from lightvllm.cli.model import open_llm
 from lightvllm.cli.parser import Parser, add_verb
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
@@ -32,51 +33,46 @@ def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
     summary = "how soon the tokens of a request come"
     latency = add_verb(kinds, "latency", run_serving, summary, RANDOM + MEDIANS + AGAINST)
-    _add_number(latency, "--batch-size", 1, "requests sent together", dest="num_requests")
+    add_number(latency, "--batch-size", 1, "requests sent together", dest="num_requests")
     _add_workload_flags(latency, input_len=128, output_len=32, prefix_len=0)
     _add_against(latency)
 
     summary = "how many tokens a second many requests get"
     throughput = add_verb(kinds, "throughput", run_serving, summary, RANDOM + MEDIANS + AGAINST)
-    _add_number(throughput, "--num-prompts", 32, "requests, sent all at once", dest="num_requests")
+    add_number(throughput, "--num-prompts", 32, "requests, sent all at once", dest="num_requests")
     _add_workload_flags(throughput, input_len=128, output_len=32, prefix_len=0)
     _add_against(throughput)
 
     summary = "what the prefix cache saves where requests share a prefix"
     prefix = add_verb(kinds, "prefix", run_prefix, summary, RANDOM + MEDIANS)
-    _add_number(prefix, "--num-prompts", 32, "requests, sent all at once", dest="num_requests")
+    add_number(prefix, "--num-prompts", 32, "requests, sent all at once", dest="num_requests")
     _add_workload_flags(prefix, input_len=16, output_len=1, prefix_len=1024)
 
     summary = "the time of a step outside the model, with many requests in decode"
     host = add_verb(kinds, "host", run_host, summary, RANDOM)
-    _add_number(host, "--num-prompts", 256, "requests that run together", dest="num_requests")
-    _add_number(host, "--input-len", 100, "prompt tokens of each")
-    _add_number(host, "--steps", 64, "steps to measure")
+    add_number(host, "--num-prompts", 256, "requests that run together", dest="num_requests")
+    add_number(host, "--input-len", 100, "prompt tokens of each")
+    add_number(host, "--steps", 64, "steps to measure")
 
     startup = add_verb(kinds, "startup", run_startup, "from starting the program to its first token")
     startup.add_argument("--model", metavar="TEXT", help="checkpoint folder (default: the model that is shipped)")
-    _add_number(startup, "--repeats", 5, "processes to start")
+    add_number(startup, "--repeats", 5, "processes to start")
 
     for measurement in (latency, throughput, prefix, host, startup):
-        measurement.add_argument(
-            "--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE beside the table"
-        )
+        add_json_flag(measurement)
     for measurement in (latency, throughput):
         add_engine_flags(measurement, skip=NOT_BENCHED)
     add_engine_flags(prefix, skip={*NOT_BENCHED, "enable_prefix_caching"})
     add_engine_flags(host, skip=NOT_BENCHED - {"tokenizer", "skip_tokenizer_init"})
-
-
-def _add_number(parser: Parser, flag: str, default: int, text: str, dest: str | None = None) -> None:
-    dest = dest or flag.removeprefix("--").replace("-", "_")
-    parser.add_argument(flag, dest=dest, type=int, metavar="N", default=default, help=f"{text} (default: {default})")
+    bench_serve.add_parser(kinds)
+    bench_overhead.add_parser(kinds)
 
 
 def _add_workload_flags(parser: Parser, input_len: int, output_len: int, prefix_len: int) -> None:
-    _add_number(parser, "--input-len", input_len, "prompt tokens that each request has of its own")
-    _add_number(parser, "--output-len", output_len, "tokens to generate for each")
-    _add_number(parser, "--prefix-len", prefix_len, "prompt tokens before these, the same for all requests")
-    _add_number(parser, "--repeats", 3, "runs to take the median of")
+    add_number(parser, "--input-len", input_len, "prompt tokens that each request has of its own")
+    add_number(parser, "--output-len", output_len, "tokens to generate for each")
+    add_number(parser, "--prefix-len", prefix_len, "prompt tokens before these, the same for all requests")
+    add_number(parser, "--repeats", 3, "runs to take the median of")
 
 
 def _add_against(parser: Parser) -> None:
@@ -93,7 +89,7 @@ def run_serving(args: argparse.Namespace) -> int:
         comparison = compare(llm, workload, args.repeats, args.against)
         setting = describe_setting(llm)
     record = setting | comparison_record(workload, comparison)
-    _report(args, record, setting_text(setting), comparison_text(workload, comparison))
+    print_measurement(args, record, setting_text(setting), comparison_text(workload, comparison))
     return 0
 
 
@@ -114,7 +110,7 @@ def run_prefix(args: argparse.Namespace) -> int:
         figures[name] = comparison.medians()["lightvllm"]
     record["ratio"] = ratios(*figures.values())
     text = f"{workload}, medians of {args.repeats} runs\n\n{figures_table(figures)}"
-    _report(args, setting | record, setting_text(setting), text)
+    print_measurement(args, setting | record, setting_text(setting), text)
     return 0
 
 
@@ -126,7 +122,7 @@ def run_host(args: argparse.Namespace) -> int:
     with open_llm(args) as llm:
         host = measure_host_time(llm, args.num_requests, args.steps, args.input_len)
         setting = describe_setting(llm)
-    _report(args, setting | dataclasses.asdict(host), setting_text(setting), host_text(host))
+    print_measurement(args, setting | dataclasses.asdict(host), setting_text(setting), host_text(host))
     return 0
 
 
@@ -139,7 +135,7 @@ def run_startup(args: argparse.Namespace) -> int:
     model = args.model or str(DEFAULT_MODEL)
     startup = measure_startup(["--model", model], args.repeats)
     record = {"model": model, "machine": describe_machine()} | dataclasses.asdict(startup)
-    _report(args, record, model, startup_text(startup))
+    print_measurement(args, record, model, startup_text(startup))
     return 0
 
 
@@ -151,18 +147,3 @@ def _workload(args: argparse.Namespace) -> Workload:
         prefix_len=args.prefix_len,
         seed=given(args, EngineConfig).get("seed", 0),
     )
-
-
-def _report(args: argparse.Namespace, record: dict[str, Any], setting: str, text: str) -> None:
-    """Print the table, or JSON instead, or write JSON to a file beside it."""
-    rendered = json.dumps({"benchmark": args.verb} | record, indent=2)
-    if args.json == "-":
-        print(rendered)
-        return
-    print(f"{setting}\n{text}")
-    if args.json:
-        try:
-            with open(args.json, "w", encoding="utf-8") as file:
-                file.write(rendered + "\n")
-        except OSError as error:
-            raise ValueError(f"--json: cannot write {args.json!r}: {error}") from None

@@ -6,10 +6,11 @@ function of seed and position, so the tokens that follow are the ones that would
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from lightvllm.config import EngineConfig
@@ -22,7 +23,7 @@ from lightvllm.engine.messages import (
     StepReport,
     ToFront,
     TraceUpdate,
-    WatchSteps,
+    refuse_what_cannot_travel,
 )
 from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
@@ -33,6 +34,7 @@ from lightvllm.engine.streams import CompletionDelta, RequestDelta, RequestFaile
 from lightvllm.engine.supervisor import Health, Supervisor
 from lightvllm.engine.tokenizer import Tokenizer
 from lightvllm.engine.trace import StepTrace
+from lightvllm.engine.watchers import Watchers
 from lightvllm.errors import EngineOverloaded, EngineUnavailable, ParameterError
 from lightvllm.model_config import ModelConfig
 from lightvllm.sampling_params import SamplingParams
@@ -45,18 +47,17 @@ logger = logging.getLogger(__name__)
 MAX_CRASHES = 3
 # From so many on it runs alone, so that no other is given up for what it does.
 SUSPECT_CRASHES = 2
-# Traces a watcher may be behind; who falls further back gets a snapshot.
-MAX_TRACES = 256
 
 
 class _Entry:
     """A request that is not finished."""
 
-    def __init__(self, state: RequestState, stream: RequestStream) -> None:
+    def __init__(self, state: RequestState, abort: Callable[["_Entry"], None]) -> None:
         self.state = state
-        self.stream = stream
+        self.stream = RequestStream(state, lambda _: abort(self))
+        self.place = 0  # the first of its messages among those that the core got
         self.num_crashes = 0  # in all
-        self.crashes_in_a_row = 0  # without a token in between
+        self.crashes_in_a_row = 0  # while it ran, without a token in between
         self.deadline: asyncio.TimerHandle | None = None
 
     @property
@@ -105,13 +106,14 @@ class AsyncEngine:
         self._entries: dict[str, _Entry] = {}
         self._unsubmitted: dict[str, _Entry] = {}  # those of them that the core does not have
         self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
+        self._num_sent = 0  # requests that the core was given
         self._pace = _Pace()
         self._stats: EngineStats | None = None
-        self._watchers: set[_Watcher] = set()
         self._is_stopping = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._supervisor = Supervisor(self, config, frontend.path, engine_timeout)
+        self._watchers = Watchers(self._supervisor.send)
 
     # ---- life
 
@@ -127,11 +129,13 @@ class AsyncEngine:
         """Accept nothing more, let what runs finish for so many seconds, fail the rest, end the process."""
         self._is_stopping = True
         try:
-            await asyncio.wait_for(self._is_idle.wait(), timeout)
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_idle.wait(), timeout)
             for entry in list(self._entries.values()):
                 self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
-        await self._supervisor.stop()
+            self._watchers.close()
+        finally:
+            await self._supervisor.stop()
 
     def kill(self) -> None:
         """End the engine process at once; for one who is about to end at once, too."""
@@ -193,8 +197,9 @@ class AsyncEngine:
             )
         else:
             state = self.frontend.open_request(request_id, prompt, params, priority=priority, stream=True)
+        refuse_what_cannot_travel(state.core_requests()[0])
         self._refuse_what_is_too_much(state)
-        entry = _Entry(state, RequestStream(state, self.abort))
+        entry = _Entry(state, self._abort)
         self._entries[request_id] = self._unsubmitted[request_id] = entry
         self._owner_of |= {core_id: (entry, index) for index, core_id in enumerate(state.core_ids)}
         self.num_unfinished_tokens += len(prompt.token_ids)
@@ -202,6 +207,7 @@ class AsyncEngine:
         if timeout is not None:
             late = RequestFailed("deadline", f"timeout: the request was not finished within {timeout:g} s")
             entry.deadline = asyncio.get_running_loop().call_later(timeout, self._fail, entry, late)
+        self._observer.on_add(request_id)
         self._submit()
         return entry.stream
 
@@ -209,9 +215,7 @@ class AsyncEngine:
         """End a request and free its blocks. Ids of finished or unknown requests mean nothing."""
         entry = self._entries.get(request_id)
         if entry is not None:
-            entry.state.abort()
-            self._end(entry, "abort")
-            entry.stream.wake()
+            self._abort(entry)
 
     async def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes."""
@@ -251,7 +255,7 @@ class AsyncEngine:
             self._stats = message.stats
             for output in message.outputs:
                 try:
-                    self._take(output)
+                    self._take(output, message.num_added)
                 except Exception:  # a bug of ours ends one request, not all
                     logger.exception("cannot take in the output of request %r", output.request_id)
                     if output.request_id in self._owner_of:
@@ -260,23 +264,27 @@ class AsyncEngine:
             self._submit()
         trace = message.trace if isinstance(message, StepReport | TraceUpdate) else None
         if trace is not None:
-            self._show(trace)
+            self._watchers.show(trace)
 
     def take_ready(self, ready: EngineReady) -> None:
         """There is a new core: give it what the one before had."""
+        self._num_sent = 0
         self._observer.on_ready(ready)
-        if self._watchers:
-            self._supervisor.send(WatchSteps(True))
+        self._watchers.take_ready()
         self._submit()
 
-    def take_crash(self) -> None:
-        """The core is gone, and what it computed with it."""
+    def take_crash(self, running: set[str]) -> None:
+        """The core is gone, and what it computed with it.
+
+        Args:
+            running: the core's ids of what it ran: only these can be the cause.
+        """
         for entry in list(self._entries.values()):
             if entry.state.request_id in self._unsubmitted:
                 continue
             self._unsubmitted[entry.state.request_id] = entry
             entry.num_crashes += 1
-            entry.crashes_in_a_row += 1
+            entry.crashes_in_a_row += not running.isdisjoint(entry.state.core_ids)
             if entry.crashes_in_a_row >= MAX_CRASHES:
                 message = f"the engine died {MAX_CRASHES} times while this request ran, without a token in between"
                 self._fail(entry, RequestFailed("engine", message))
@@ -305,13 +313,16 @@ class AsyncEngine:
             if entry.is_suspect and has_suspect:
                 continue
             has_suspect |= entry.is_suspect
+            entry.place = self._num_sent + 1
             for message in entry.state.core_requests():
                 self._supervisor.send(message)
+                self._num_sent += 1
             del self._unsubmitted[name]
 
-    def _take(self, output: CoreOutput) -> None:
+    def _take(self, output: CoreOutput, num_added: int) -> None:
         entry, index = self._owner_of.get(output.request_id, (None, 0))
-        if entry is None:
+        # The core was a step ahead of an abort, also of one whose id is in use again, or of a stop string.
+        if entry is None or num_added < entry.place or entry.state.completions[index].finish_reason is not None:
             return
         state, metrics = entry.state, entry.state.metrics
         if output.error is not None:
@@ -331,8 +342,14 @@ class AsyncEngine:
             self._end(entry, None)
         entry.stream.wake()
 
+    def _abort(self, entry: _Entry) -> None:
+        if self._entries.get(entry.state.request_id) is entry:
+            entry.state.abort()
+            self._end(entry, "abort")
+            entry.stream.wake()
+
     def _fail(self, entry: _Entry, failure: RequestFailed) -> None:
-        if entry.state.request_id in self._entries:
+        if self._entries.get(entry.state.request_id) is entry:
             entry.state.num_unfinished = 0
             self._end(entry, "error")
             entry.stream.fail(failure)
@@ -361,46 +378,12 @@ class AsyncEngine:
         """The figures of the last step; None before the first."""
         return self._stats
 
-    async def watch(self) -> AsyncIterator[StepTrace]:
-        """The engine's steps as they happen, while the iterator is open. The first trace is a snapshot.
+    def watch(self) -> AsyncGenerator[StepTrace, None]:
+        """The engine's steps as they happen, until it stops or the generator is closed. The first is a snapshot.
 
         Who falls far behind loses traces and gets a snapshot in their place.
         """
-        watcher = _Watcher()
-        self._watchers.add(watcher)
-        self._supervisor.send(WatchSteps(True))
-        try:
-            while True:
-                yield await watcher.traces.get()
-        finally:
-            self._watchers.discard(watcher)
-            if not self._watchers:
-                self._supervisor.send(WatchSteps(False))
-
-    def _show(self, trace: StepTrace) -> None:
-        behind = [watcher for watcher in self._watchers if not watcher.put(trace)]
-        if behind:
-            self._supervisor.send(WatchSteps(True))
-
-
-class _Watcher:
-    """Someone's traces that they have not read yet."""
-
-    def __init__(self) -> None:
-        self.traces: asyncio.Queue[StepTrace] = asyncio.Queue()
-        self._needs_snapshot = True
-
-    def put(self, trace: StepTrace) -> bool:
-        """False if the reader is too far behind: its traces are dropped until there is a snapshot."""
-        if self._needs_snapshot and not trace.blocks.is_snapshot:
-            return True
-        self._needs_snapshot = self.traces.qsize() >= MAX_TRACES
-        if self._needs_snapshot:
-            while not self.traces.empty():
-                self.traces.get_nowait()
-            return False
-        self.traces.put_nowait(trace)
-        return True
+        return self._watchers.watch()
 
 
 class _Pace:

@@ -167,10 +167,11 @@ class RequestState:
 
     def append(self, index: int, output: CoreOutput) -> bool:
         """Take in a step's output for one completion; see `Completion.append`."""
+        if self.metrics.first_scheduled_time is None:
+            self.metrics.first_scheduled_time = output.first_scheduled_time
         if index == 0:
             if self.num_cached_tokens is None and output.first_scheduled_time is not None:
                 self.num_cached_tokens = output.num_cached_tokens
-                self.metrics.first_scheduled_time = output.first_scheduled_time
             if self.prompt_logprobs is not None and output.prompt_logprobs:
                 self.prompt_logprobs += [named_logprobs(entry, self.tokenizer) for entry in output.prompt_logprobs]
         completion = self.completions[index]

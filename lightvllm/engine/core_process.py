@@ -4,9 +4,11 @@ It reads its settings from standard input, loads the model, and then serves mess
 that must survive. Standard input stays open as long as the front lives: when it closes, this process ends.
 """
 
+import ctypes
 import dataclasses
 import logging
 import os
+import signal
 import struct
 import sys
 import time
@@ -33,12 +35,14 @@ from lightvllm.engine.messages import (
     TraceUpdate,
     WatchSteps,
 )
+from lightvllm.engine.notes import Notes
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.step import StepInput
 from lightvllm.engine.trace import StepTracer
 from lightvllm.model_config import ModelConfig
 
 LENGTH = struct.Struct("<Q")
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 logger = logging.getLogger(__name__)
 
 
@@ -47,32 +51,36 @@ class CoreSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         address: of the front's socket.
+        notes: file of `lightvllm.engine.notes`.
         path: the checkpoint's folder, which the front has found or downloaded.
     """
 
     address: str
+    notes: str
     path: str
     engine: dict[str, Any]
     log_level: int
 
     @classmethod
-    def of(cls, config: EngineConfig, path: Path, address: str, log_level: int) -> "CoreSettings":
+    def of(cls, config: EngineConfig, path: Path, address: str, notes: Path, log_level: int) -> "CoreSettings":
         """The settings of an engine."""
         engine = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        return cls(address, str(path), engine, log_level)
+        return cls(address, str(notes), str(path), engine, log_level)
 
 
 class CoreServer:
     """Runs the core's steps, and between two of them takes messages in."""
 
-    def __init__(self, core: EngineCore, socket: "zmq.Socket[bytes]") -> None:
+    def __init__(self, core: EngineCore, socket: "zmq.Socket[bytes]", notes: Notes) -> None:
         self.core = core
         self.core.on_scheduled = self._before_step
         self.socket = socket
+        self.notes = notes
         self.encode = msgspec.msgpack.Encoder().encode
         self.decode = msgspec.msgpack.Decoder(ToCore).decode
         self.tracer: StepTracer | None = None
         self.refused: list[CoreOutput] = []
+        self.num_added = 0
         self.num_prompt_tokens = 0  # of the step at hand
         self.poller = zmq.Poller()
         self.poller.register(socket, zmq.POLLIN)
@@ -106,10 +114,11 @@ class CoreServer:
                     self._watch(message.is_on)
                 case Ping():
                     self._send(Pong())
-        if aborted and self.tracer is not None and not self.core.has_unfinished():
-            self._send(TraceUpdate(self.tracer.after([], 0.0)))
+        if aborted and not self.core.has_unfinished():  # no step follows that would tell of it
+            self._report([], 0, 0.0)
 
     def _add(self, message: AddRequest) -> None:
+        self.num_added += 1
         try:
             self.core.add_request(Request.from_message(message))
         except ValueError as error:  # the front checks by the same rules, so this is a surprise, but no reason to die
@@ -124,26 +133,33 @@ class CoreServer:
 
     def _before_step(self, step: StepInput) -> None:
         requests = self.core.scheduler.requests
-        self.num_prompt_tokens = 0
         for request_id, num_tokens in zip(step.request_ids, step.num_scheduled_tokens, strict=True):
             request = requests[request_id]
             left = request.num_prompt_tokens - request.num_computed_tokens
             if left > 0:
                 self.num_prompt_tokens += min(left, num_tokens)
+        if step.new_requests:  # the others were noted before
+            self.notes.write(step.request_ids)
         if self.tracer is not None:
             self.tracer.before(step)
 
     def _step(self) -> None:
+        self.num_prompt_tokens = 0
         start = time.monotonic()
         outputs = self.core.step()
         seconds = time.monotonic() - start
+        self._report(outputs, self.num_prompt_tokens, seconds)
+
+    def _report(self, outputs: list[CoreOutput], num_prompt_tokens: int, seconds: float) -> None:
+        trace = None if self.tracer is None else self.tracer.after(outputs, seconds)
         report = StepReport(
             outputs=self.refused + outputs,
             stats=self.core.stats(),
-            num_prompt_tokens=self.num_prompt_tokens,
+            num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=sum(len(output.new_token_ids) for output in outputs),
             seconds=seconds,
-            trace=None if self.tracer is None else self.tracer.after(outputs, seconds),
+            num_added=self.num_added,
+            trace=trace,
         )
         self.refused = []
         self._send(report)
@@ -154,9 +170,11 @@ class CoreServer:
 
 def main() -> None:
     """Read the settings, load the model, say so, and serve."""
+    _end_with_the_front()
     (length,) = LENGTH.unpack(_read(LENGTH.size))
     settings = msgspec.msgpack.decode(_read(length), type=CoreSettings)
     logging.basicConfig(format="%(message)s", level=settings.log_level)
+    notes = Notes(Path(settings.notes))
     socket = zmq.Context().socket(zmq.PAIR)
     socket.set_hwm(0)  # never blocks: what is under way is bounded by the requests there are
     socket.connect(settings.address)
@@ -167,11 +185,17 @@ def main() -> None:
         core = build_core(config, path, ModelConfig.from_pretrained(path, config.hf_overrides))
     except ValueError as error:
         socket.send(encode(EngineFailed(str(error))))
-        socket.close(linger=5000)
-        sys.exit(1)
+        sys.stdin.buffer.read()  # until the front closes it, which has then heard
+        os._exit(1)
     socket.send(encode(EngineReady(core.scheduler.config, **core.executor.describe())))
-    CoreServer(core, socket).run()
+    CoreServer(core, socket, notes).run()
     os._exit(0)  # the front is gone or wants this process gone: nobody needs memory freed in order
+
+
+def _end_with_the_front() -> None:
+    """Have the kernel kill this process when the front dies, amid a step or hung; where not on Linux, the step goes first."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read(length: int) -> bytes:

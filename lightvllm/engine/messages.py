@@ -4,12 +4,15 @@ All are msgspec structs, sent as msgpack: to the core what a request needs, toke
 for the first time and adding it again after a crash are the same message; to the front, one report a step.
 """
 
+import dataclasses
+
 import msgspec
 
 from lightvllm.engine.request import CoreOutput
 from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.trace import StepTrace
+from lightvllm.errors import ParameterError
 from lightvllm.sampling_params import SamplingParams
 
 # ---- to the core
@@ -52,6 +55,22 @@ class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Answer with a `Pong`."""
 
 
+def refuse_what_cannot_travel(request: AddRequest) -> None:
+    """Check that the message can be encoded.
+
+    Raises:
+        ParameterError: of a text with half a surrogate pair, or an integer that is too large, by its field's name.
+    """
+    params = request.sampling_params
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    fields |= {name: getattr(request, name) for name in ("request_id", "priority", "cache_salt")}
+    for name, value in fields.items():
+        try:
+            msgspec.msgpack.encode(value)
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise ParameterError(name, f"{name}: {value!r:.80} is out of range: {error}") from None
+
+
 ToCore = AddRequest | AbortRequests | ResetPrefixCache | WatchSteps | Ping
 
 # ---- to the front
@@ -81,10 +100,13 @@ class EngineFailed(msgspec.Struct, tag="failed", frozen=True):
 class StepReport(msgspec.Struct, tag="step", frozen=True):
     """What one step did. Steps that gave no request anything (amid a long prompt) are reported, too: the core lives.
 
+    An abort that leaves nothing to run is reported as a step that took no time, so that nobody goes by old figures.
+
     Attributes:
         num_prompt_tokens: prompt tokens that were computed, those computed again after a preemption included.
         num_output_tokens: tokens that were generated.
         seconds: that it took.
+        num_added: `AddRequest`s that the core has taken so far: of later ones the outputs say nothing.
         trace: what happened to whom; only while someone watches.
     """
 
@@ -93,11 +115,12 @@ class StepReport(msgspec.Struct, tag="step", frozen=True):
     num_prompt_tokens: int
     num_output_tokens: int
     seconds: float
+    num_added: int = 0
     trace: StepTrace | None = None
 
 
 class TraceUpdate(msgspec.Struct, tag="trace", frozen=True):
-    """A trace of no step: a snapshot that was asked for, or what was aborted while nothing was left to run."""
+    """A trace of no step: a snapshot that was asked for."""
 
     trace: StepTrace
 

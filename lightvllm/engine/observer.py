@@ -1,7 +1,6 @@
 """Who watches the engine from the front: metrics, logs, traces."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from lightvllm.engine.messages import EngineReady, StepReport
 from lightvllm.sampling_params import SamplingParams
@@ -31,11 +30,14 @@ class RequestRecord:
     num_crashes: int = 0
 
 
-class EngineObserver(Protocol):
+class EngineObserver:
     """Called on the event loop, so each call is short. Who derives from it says only what it wants to hear."""
 
     def on_ready(self, ready: EngineReady) -> None:
         """The engine has its model loaded: at the start, and again after each crash."""
+
+    def on_add(self, request_id: str) -> None:
+        """A request was accepted: `on_finish` will be called for it. Called by the task that brought it."""
 
     def on_step(self, report: StepReport) -> None:
         """The engine made a step. The counters in `report.stats` start again at 0 when the engine does."""
@@ -62,6 +64,10 @@ class Observers(EngineObserver):
     def on_ready(self, ready: EngineReady) -> None:
         for observer in self._observers:
             observer.on_ready(ready)
+
+    def on_add(self, request_id: str) -> None:
+        for observer in self._observers:
+            observer.on_add(request_id)
 
     def on_step(self, report: StepReport) -> None:
         for observer in self._observers:

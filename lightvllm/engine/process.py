@@ -14,6 +14,7 @@ import zmq.asyncio
 from lightvllm.config import EngineConfig
 from lightvllm.engine.core_process import LENGTH, CoreSettings
 from lightvllm.engine.messages import ToCore, ToFront
+from lightvllm.engine.notes import Notes
 
 MAX_LOG_BYTES = 1 << 16
 logger = logging.getLogger("lightvllm.engine.core")
@@ -31,9 +32,10 @@ class CoreProcess:
     def __init__(self, config: EngineConfig, path: Path) -> None:
         self._config = config
         self._path = path
-        self._folder = tempfile.mkdtemp(prefix="lightvllm-")
         self._socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         self._socket.set_hwm(0)
+        self._folder = Path(tempfile.mkdtemp(prefix="lightvllm-"))
+        self._notes = Notes(self._folder / "running")
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(ToFront).decode
         self._process: asyncio.subprocess.Process | None = None
@@ -41,15 +43,21 @@ class CoreProcess:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def pid(self) -> int:
-        """Of the process."""
-        assert self._process is not None
-        return self._process.pid
+    def pid(self) -> int | None:
+        """Of the process; None before the start."""
+        return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start the process; its first message says whether the model could be loaded."""
+        """Start the process; its first message says whether the model could be loaded.
+
+        Raises:
+            OSError: there is no room for another process or file.
+        """
         address = f"ipc://{self._folder}/socket"
-        self._socket.bind(address)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from None
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -61,7 +69,7 @@ class CoreProcess:
         )
         assert process.stdin is not None
         level = logging.getLogger("lightvllm").getEffectiveLevel()
-        settings = msgspec.msgpack.encode(CoreSettings.of(self._config, self._path, address, level))
+        settings = msgspec.msgpack.encode(CoreSettings.of(self._config, self._path, address, self._notes.path, level))
         process.stdin.write(LENGTH.pack(len(settings)) + settings)
         self._tasks = [asyncio.create_task(task) for task in (self._log_output(), self._await_end(), self._read())]
 
@@ -81,6 +89,10 @@ class CoreProcess:
             assert self._process is not None
             raise CoreDied(f"process {self._process.pid} ended with code {self._process.returncode}")
         return message
+
+    def running_requests(self) -> set[str]:
+        """See `lightvllm.engine.notes`."""
+        return self._notes.read()
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing."""
@@ -102,16 +114,18 @@ class CoreProcess:
         for task in self._tasks:
             task.cancel()
         self._socket.close(linger=0)
-        self.remove_folder()
+        self._notes.close()
+        self._remove_folder()
 
-    def remove_folder(self) -> None:
-        """Of the socket."""
+    def _remove_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _read(self) -> None:
         try:
             while True:
-                self._inbox.put_nowait(self._decode(await self._socket.recv()))
+                message = await self._socket.recv()
+                self._remove_folder()  # the process has opened what is in it, and should this one be killed, it stays
+                self._inbox.put_nowait(self._decode(message))
         except msgspec.MsgspecError:
             logger.exception("the engine process said something that cannot be understood: it is killed")
             self.kill()
@@ -125,7 +139,16 @@ class CoreProcess:
         """What the process prints, its log lines and the traceback it may die of, goes to the log."""
         assert self._process is not None
         assert self._process.stdout is not None
+        rest = b""
         while chunk := await self._process.stdout.read(MAX_LOG_BYTES):
-            for line in chunk.decode(errors="replace").splitlines():
-                if line.strip():
-                    logger.info("%s", line.rstrip())
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > MAX_LOG_BYTES:  # in pieces, then
+                lines, rest = [*lines, rest], b""
+            _log(lines)
+        _log([rest])
+
+
+def _log(lines: list[bytes]) -> None:
+    for line in lines:
+        if text := line.decode(errors="replace").rstrip():
+            logger.info("%s", text)

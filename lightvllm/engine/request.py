@@ -63,7 +63,8 @@ class Request:
     Args:
         prompt_token_ids: at least one.
         seed: of its random draws.
-        eos_token_ids: the model's end-of-sequence tokens; they count unless `sampling_params.ignore_eos`.
+        eos_token_ids: the model's end-of-sequence tokens; they count unless `sampling_params.ignore_eos`, and always
+            when the output is structured: the worker lets one through only where it may, or must, come.
         output_token_ids: generated before, when the request is added again after a crash.
         priority: lower goes first, if the scheduler's policy is "priority".
         arrival_time: in seconds, of any one clock; earlier goes first. None is now, by `time.monotonic()`.
@@ -136,7 +137,9 @@ class Request:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.sampling_params = sampling_params
         self.seed = seed
-        self.eos_token_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
+        # A structured output may be complete: then only its end is left, and it ends whatever the parameters say.
+        must_end = sampling_params.structured_outputs is not None
+        self.eos_token_ids = frozenset(eos_token_ids if must_end or not sampling_params.ignore_eos else ())
         self.stop_token_ids = self.eos_token_ids.union(sampling_params.stop_token_ids or ())
         self.priority = priority
         self.arrival_time = time.monotonic() if arrival_time is None else arrival_time
@@ -151,7 +154,7 @@ class Request:
         self.num_preemptions = 0
         # Output follows the prompt: who has some was given all of the prompt's log-probabilities.
         self.num_prompt_logprobs = self.num_prompt_tokens - 1 if self.num_output_tokens else 0
-        self.min_num_tokens = self.num_prompt_tokens + sampling_params.min_tokens
+        self.min_num_tokens = self.num_prompt_tokens + (0 if must_end else sampling_params.min_tokens)
         self.max_num_tokens = NEVER
 
         self.order: tuple[int, float, int] = (priority, self.arrival_time, 0)

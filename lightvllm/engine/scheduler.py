@@ -359,6 +359,7 @@ class Scheduler:
                 sampling_params=request.sampling_params,
                 seed=request.seed,
                 stop_token_ids=sorted(request.stop_token_ids),
+                eos_token_ids=sorted(request.eos_token_ids),
             )
         )
         return True

@@ -19,6 +19,7 @@ class NewRequest(msgspec.Struct, frozen=True):
         block_ids: the KV-cache blocks that hold its tokens, in order, those of this step included.
         seed: of this request's random draws, always set (see `lightvllm.worker.sampler`).
         stop_token_ids: every token that ends the request (EOS included unless ignored); banned before `min_tokens`.
+        eos_token_ids: those of them that are the model's own: a structured output ends with one of these.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class NewRequest(msgspec.Struct, frozen=True):
     sampling_params: SamplingParams
     seed: int
     stop_token_ids: list[int] = []
+    eos_token_ids: list[int] = []
 
 
 class StepInput(msgspec.Struct):

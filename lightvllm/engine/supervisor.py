@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from lightvllm.config import EngineConfig
-from lightvllm.engine.messages import EngineFailed, EngineReady, Ping, Pong, StepReport, ToCore, ToFront
+from lightvllm.engine.messages import AddRequest, EngineFailed, EngineReady, Ping, Pong, StepReport, ToCore, ToFront
 from lightvllm.engine.process import CoreDied, CoreProcess
 from lightvllm.errors import EngineUnavailable
 
@@ -16,6 +16,8 @@ from lightvllm.errors import EngineUnavailable
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0
 # After so many starts in a row in which the core did not become ready, requests are refused until it does.
 HOPELESS_STARTS = 3
+# How long a model may take to load.
+START_TIMEOUT = 1800.0
 # How long an idle engine has to answer a ping, and how long the process has to end by itself.
 PING_TIMEOUT, EXIT_TIMEOUT = 2.0, 5.0
 
@@ -39,7 +41,7 @@ class Front(Protocol):
     """Whose core it is: `lightvllm.engine.async_engine.AsyncEngine`."""
 
     def take_message(self, message: ToFront) -> None: ...
-    def take_crash(self) -> None: ...
+    def take_crash(self, running: set[str]) -> None: ...
     def take_ready(self, ready: EngineReady) -> None: ...
     def fail_all(self, message: str) -> None: ...
     @property
@@ -82,12 +84,10 @@ class Supervisor:
         Raises:
             ValueError: it cannot be started.
         """
-        process = CoreProcess(self._config, self._path)
         try:
-            await self._launch(process)
-        except (CoreDied, ValueError) as error:
-            await process.close()
-            raise ValueError(str(error) if isinstance(error, ValueError) else f"the engine: {error}") from None
+            process = await self._launch()
+        except (CoreDied, OSError) as error:
+            raise ValueError(f"the engine: {error}") from None
         self._tasks = [asyncio.create_task(self._run(process)), asyncio.create_task(self._watch_for_hangs())]
 
     async def stop(self) -> None:
@@ -101,10 +101,9 @@ class Supervisor:
             self._process = None
 
     def kill(self) -> None:
-        """End the core's process at once, and clean up; for one who is about to end at once, too."""
+        """End the core's process at once; for one who is about to end at once, too."""
         if self._process is not None:
             self._process.kill()
-            self._process.remove_folder()
 
     @property
     def pid(self) -> int | None:
@@ -115,7 +114,7 @@ class Supervisor:
         """Send a message; while no core runs nobody needs it."""
         if self.is_running:
             assert self._process is not None
-            if not self._front.has_submitted:
+            if isinstance(message, AddRequest) and not self._front.has_submitted:
                 self._last_sign = time.monotonic()  # it was idle until now: nothing could be heard of it
             self._process.send(message)
 
@@ -143,21 +142,39 @@ class Supervisor:
         if self._starts_in_vain >= HOPELESS_STARTS:
             raise EngineUnavailable(f"the engine cannot be started: {self._last_death}")
 
-    async def _launch(self, process: CoreProcess) -> None:
-        """Start a process and wait until its core is ready; raises CoreDied or ValueError."""
-        await process.start()
-        message = await process.receive()
-        if isinstance(message, EngineFailed):
-            raise ValueError(message.error)
-        assert isinstance(message, EngineReady), f"the core began with {message}"
+    async def _launch(self) -> CoreProcess:
+        """Start a process and wait until its core is ready.
+
+        Raises:
+            CoreDied: it is not, and will not be.
+            ValueError: it cannot be started with these settings, or this checkpoint.
+        """
+        process = self._process = CoreProcess(self._config, self._path)
+        try:
+            message = await self._first_message(process)
+        except BaseException:
+            self._process = None
+            await process.close()
+            raise
         self.ready = message
         self._starts_in_vain = 0
-        self._process = process
         self._is_hung = False
         self._last_sign = time.monotonic()
         self.is_running = True
         logger.info("engine process %d: %s on %s", process.pid, message.dtype, message.device)
         self._front.take_ready(message)
+        return process
+
+    async def _first_message(self, process: CoreProcess) -> EngineReady:
+        await process.start()
+        try:
+            message = await asyncio.wait_for(process.receive(), START_TIMEOUT)
+        except TimeoutError:
+            raise CoreDied(f"process {process.pid} was not ready within {START_TIMEOUT:g} s") from None
+        if isinstance(message, EngineFailed):
+            raise ValueError(message.error)
+        assert isinstance(message, EngineReady), f"the core began with {message}"
+        return message
 
     async def _run(self, process: CoreProcess) -> None:
         """Take the core's messages in, and start another whenever it dies."""
@@ -167,7 +184,8 @@ class Supervisor:
             except CoreDied as death:
                 self.is_running = False
                 self._process = None
-                self._take_death(f"{death}, which hung" if self._is_hung else str(death))
+                reason = f"{death}, which hung" if self._is_hung else str(death)
+                self._take_death(reason, process.running_requests())
                 await process.close()
             process = await self._start_again()
 
@@ -180,14 +198,17 @@ class Supervisor:
                 continue
             if isinstance(message, StepReport):
                 self._num_deaths = 0
-            self._front.take_message(message)
+            try:
+                self._front.take_message(message)
+            except Exception:  # a bug of ours must not leave the core without a listener
+                logger.exception("cannot take in what the engine said")
 
-    def _take_death(self, reason: str) -> None:
+    def _take_death(self, reason: str, running: set[str]) -> None:
         self.num_crashes += 1
         self._num_deaths += 1
         self._last_death = reason
         logger.error("the engine died: %s", reason)
-        self._front.take_crash()
+        self._front.take_crash(running)
 
     async def _start_again(self) -> CoreProcess:
         while True:
@@ -195,23 +216,20 @@ class Supervisor:
                 delay = min(MAX_DELAY, FIRST_DELAY * 2 ** (self._num_deaths - 2))
                 logger.warning("the engine is started again in %g s", delay)
                 await asyncio.sleep(delay)
-            process = CoreProcess(self._config, self._path)
             try:
-                await self._launch(process)
-                return process
-            except asyncio.CancelledError:
-                await process.close()
-                raise
-            except (CoreDied, ValueError) as error:
-                await process.close()
+                return await self._launch()
+            except Exception as error:  # no processes left, no files, no memory: whatever it is, it may pass
                 self._starts_in_vain += 1
-                self._take_death(str(error))
+                self._take_death(str(error), set())
                 if self._starts_in_vain >= HOPELESS_STARTS:
                     self._front.fail_all(f"the engine could not be started again: {error}")
 
     async def _watch_for_hangs(self) -> None:
         while True:
+            start = time.monotonic()
             await asyncio.sleep(self._timeout / 8)
+            if time.monotonic() - start > self._timeout / 4:
+                continue  # this process was held up, and has yet to read what the core said meanwhile
             silence = time.monotonic() - self._last_sign
             if self.is_running and self._front.has_submitted and silence > self._timeout:
                 assert self._process is not None

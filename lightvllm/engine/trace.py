@@ -143,8 +143,6 @@ class StepTracer:
         # A request that ends in this very step is gone when `after` looks.
         for new in step.new_requests:
             self._touched.update(new.block_ids)
-        for block_ids in step.new_block_ids.values():
-            self._touched.update(block_ids)
 
     def after(self, outputs: Iterable[CoreOutput], seconds: float) -> StepTrace:
         """The trace of the step that `before` was told of.

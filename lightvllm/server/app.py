@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -18,6 +19,7 @@ from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.server.debug import engine_router, page_router
 from lightvllm.server.demo import demo_router
 from lightvllm.server.errors import CatchErrors, answer_http_exception, documented
+from lightvllm.server.generate import routes as generation
 from lightvllm.server.generate.chunks import ChatChunk, ChatCompletion, Completion
 from lightvllm.server.logs import AccessLog
 from lightvllm.server.metrics import HttpMetrics, Metrics
@@ -27,6 +29,7 @@ from lightvllm.server.protocol.completion import CompletionRequest
 from lightvllm.server.protocol.tokenization import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
 from lightvllm.server.routes import health, models, tokenize
 from lightvllm.server.security import RequestId, RequireApiKey
+from lightvllm.server.tracing import TraceParent
 
 _BODIES: list[type[BaseModel]] = [
     ChatCompletionRequest,
@@ -66,6 +69,9 @@ def build_app(
     app.state.created = int(time.time())
     app.state.draining = False
     for router in _routers(engine, config, metrics):
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.status_code is None:
+                route.status_code = 200  # FastAPI would ask the class of the response, and a stream's does not say
         app.include_router(router)
     complete_openapi(app, _BODIES, _ANSWERS, has_keys=bool(keys))
     return app
@@ -76,6 +82,8 @@ def _middleware(config: ServerConfig, keys: frozenset[str], metrics: Metrics | N
     around = [] if metrics is None else [Middleware(HttpMetrics, metrics)]
     if config.access_log:
         around.append(Middleware(AccessLog))
+    if config.otlp_traces_endpoint is not None:
+        around.append(Middleware(TraceParent))
     around.append(Middleware(RequestId))
     if config.allowed_origins:
         around.append(
@@ -94,7 +102,7 @@ def _middleware(config: ServerConfig, keys: frozenset[str], metrics: Metrics | N
 
 
 def _routers(engine: AsyncEngine, config: ServerConfig, metrics: Metrics | None) -> list[APIRouter]:
-    routers = [models.router, health.router, tokenize.router, page_router()]
+    routers = [generation.router, models.router, tokenize.router, health.router, page_router()]
     if metrics is not None:
         routers.append(_metrics_router(metrics))
     if config.debug_engine:

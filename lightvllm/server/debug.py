@@ -1,7 +1,7 @@
 """The web page at `/`, and the stream of the engine's steps that it shows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from importlib import resources
 from typing import Annotated, Protocol
@@ -38,7 +38,7 @@ _KEEP_ALIVE = 15.0
 class Watched(Protocol):
     """What can be watched: `lightvllm.engine.async_engine.AsyncEngine`."""
 
-    def watch(self) -> AsyncIterator[StepTrace]: ...
+    def watch(self) -> AsyncGenerator[StepTrace, None]: ...
 
 
 def page_router() -> APIRouter:
@@ -97,7 +97,7 @@ async def engine_events(engine: Watched, interval: float) -> AsyncGenerator[byte
     merger, news = EventMerger(), asyncio.Event()
 
     async def read() -> None:
-        async with aclosing(engine.watch()) as traces:  # type: ignore[type-var]  # an iterator that can be closed
+        async with aclosing(engine.watch()) as traces:
             async for trace in traces:
                 merger.add(trace)
                 news.set()

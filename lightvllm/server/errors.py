@@ -2,7 +2,6 @@
 
 import logging
 import re
-import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -160,14 +159,6 @@ class CatchErrors:
             # Where the response has begun nothing can be taken back: the server sees it unfinished and hangs up.
             if not has_started:
                 await api_error.response()(scope, receive, send)
-
-
-def describe(error: BaseException) -> str:
-    """A traceback that is safe to log: an exception's words may hold parts of a request, so they are escaped."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    own = f"{frames}{type(error).__name__}: {ascii(str(error))[:1000]}"
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return own if cause is None else f"{describe(cause)}\nthen:\n{own}"
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -64,7 +64,7 @@ class TextFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        head = f"{_timestamp(record)} {record.levelname} {record.name}: {escape(record.getMessage())}"
+        head = f"{_timestamp(record)} {record.levelname} {record.name}: {escape(_message(record))}"
         fields = (f"{key}={_quoted(value)}" for key, value in _fields(record).items())
         return "\n    | ".join([" ".join([head, *fields]), *_traceback(record)])
 
@@ -77,17 +77,20 @@ class JsonFormatter(logging.Formatter):
             "ts": _timestamp(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         entry = {**entry, **_fields(record), **entry}  # in this order; `extra` does not hide what is the record's own
         if lines := list(_traceback(record)):
             entry["exception"] = "\n".join(lines)
-        # In ASCII nothing is left to escape but the one control character that JSON allows.
-        return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
+        return json.dumps(entry, default=str)  # in ASCII: everything else is escaped
 
 
 def _timestamp(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _message(record: logging.LogRecord) -> str:
+    return record.getMessage().rstrip("\n")  # uvicorn ends some with one
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -47,7 +47,17 @@ def complete_openapi(
             if has_keys:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 description["security"] = [{"key": []}]
+            _drop_unprocessable(description)
             app.openapi_schema = description
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_unprocessable(description: dict[str, Any]) -> None:
+    """FastAPI says that it answers what is not valid with 422. Here that is a 400, which each route says itself."""
+    for path in description["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        description["components"]["schemas"].pop(name, None)

@@ -88,6 +88,7 @@ def test_a_prompt_comes_in_chunks_and_then_token_by_token() -> None:
     assert [trace.step for trace in (first, second, third)] == [1, 2, 3]
     assert third.finished == [FinishedRequest("a", "length")]
     assert third.blocks.released == ["a"]
+    assert third.preempted == []
     assert third.seconds == 0.5
 
 
@@ -95,6 +96,13 @@ def test_a_prompt_of_one_token_is_a_prefill() -> None:
     engine = Engine()
     engine.add("a", [1], max_tokens=2)
     assert [entry.kind for entry in engine.step().batch + engine.step().batch] == ["prefill", "decode"]
+
+
+def test_what_was_generated_before_a_crash_is_a_prefill_too() -> None:
+    engine = Engine()
+    engine.add("a", [1, 2, 3, 4], output_token_ids=list(range(20)), max_tokens=30)
+    assert batch(engine.step()) == [("a", "prefill", 0, 16, 24, 0)]
+    assert batch(engine.step()) == [("a", "prefill", 16, 8, 24, 0)]
 
 
 def test_the_first_trace_is_a_snapshot_with_the_limits_and_the_others_are_not() -> None:

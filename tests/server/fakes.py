@@ -1,8 +1,10 @@
-"""An engine without a model: `AsyncEngine`'s face, the real tokenizer, checks and streams, and a script for the tokens."""
+"""An engine without a model: `AsyncEngine`'s face, the real tokenizer, checks and streams, and scripted tokens."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
 from lightvllm.engine.async_engine import Health
@@ -77,17 +79,14 @@ class FakeEngine:
         scheduling_policy: str = "fcfs",
         default_sampling_params: dict[str, object] | None = None,
     ) -> None:
-        config = EngineConfig(
-            model=str(DEFAULT_MODEL), chat_template=chat_template, scheduling_policy=scheduling_policy
-        )
-        self.frontend = Frontend(config)
+        self.frontend = _frontend(chat_template, scheduling_policy)
         assert self.frontend.tokenizer is not None
         self.tokenizer: Tokenizer = self.frontend.tokenizer
         self.model_config = self.frontend.model_config
         self.chat_template = self.frontend.chat_template
         self.default_sampling_params = default_sampling_params or {}
         self.max_model_len = max_model_len
-        self.config = config
+        self.config = self.frontend.config
         self.reply = reply
         self.pace = pace or Pace()
         self.num_cached_tokens = num_cached_tokens
@@ -162,25 +161,26 @@ class FakeEngine:
             async with asyncio.timeout(timeout):
                 await self._make_steps(state, stream)
         except TimeoutError:
+            del self.running[state.request_id]
             stream.fail(RequestFailed("deadline", f"the request took longer than its {timeout:g} s"))
-        finally:
-            self.running.pop(state.request_id, None)
 
     async def _make_steps(self, state: RequestState, stream: RequestStream) -> None:
         scripts = [self._script(state, index) for index in range(state.params.n)]
         for step in range(max(len(script) for script in scripts)):
             if step == self.pace.fail_after:
+                del self.running[state.request_id]
                 stream.fail(self.pace.failure)
                 return
             for index, script in enumerate(scripts):
                 if step < len(script) and state.completions[index].finish_reason is None:
                     state.append(index, script[step])
+            if state.num_unfinished == 0:
+                break
             if not self.pace.all_at_once:
                 stream.wake()
                 await asyncio.sleep(self.pace.seconds_per_step)
-            if state.num_unfinished == 0:
-                break
         assert state.num_unfinished == 0, "the script does not come to an end"
+        del self.running[state.request_id]
         stream.wake()
 
     def _script(self, state: RequestState, index: int) -> list[CoreOutput]:
@@ -226,6 +226,14 @@ class FakeEngine:
         if len(token_ids) <= most and token_ids[-1] == self.eos_token_id:
             return token_ids, "stop", None
         return token_ids[:most], "length", None
+
+
+@cache
+def _frontend(chat_template: str | None, scheduling_policy: Any) -> Frontend:
+    """Loaded once: it takes longer than most tests."""
+    return Frontend(
+        EngineConfig(model=str(DEFAULT_MODEL), chat_template=chat_template, scheduling_policy=scheduling_policy)
+    )
 
 
 def logprob_of(token_id: int) -> float:

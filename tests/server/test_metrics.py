@@ -381,11 +381,11 @@ def test_cache_settings_are_labels() -> None:
 def test_vllms_dashboards_find_their_series() -> None:
     metrics = make_metrics()
     metrics.on_http("/v1/completions", "POST", 200, 0.3)
+    samples = [sample for family in families(metrics).values() for sample in family.samples]
     for series in DASHBOARD_SERIES.split():
         name, _, labels = series.rstrip("}").partition("{")
         label, _, quoted = labels.partition("=")
-        samples = [s for family in families(metrics).values() for s in family.samples if s.name == name]
-        assert [s for s in samples if not label or s.labels[label] == quoted.strip('"')], series
+        assert [s for s in samples if s.name == name and s.labels.get(label, "") == quoted.strip('"')], series
 
 
 def test_a_model_name_cannot_break_the_page() -> None:
@@ -403,6 +403,7 @@ def test_observers_all_hear_everything() -> None:
     group = Observers(Spy(), Spy())
     said = {
         "on_ready": "ready",
+        "on_add": "cmpl-1",
         "on_step": "report",
         "on_first_token": 1.0,
         "on_inter_token": 2.0,
@@ -486,9 +487,17 @@ def test_a_client_that_left_before_an_answer_is_no_error_of_the_server() -> None
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope["endpoint"] = app
+        if scope["path"] == "/broken":
+            raise RuntimeError("broken")
 
     async def nothing(*_: Any) -> Any: ...
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions"}
-    asyncio.run(HttpMetrics(app, metrics)(scope, nothing, nothing))
-    assert value(metrics, "http_requests_total", status="4xx", handler="/v1/completions") == 1
+    async def serve() -> None:
+        served = HttpMetrics(app, metrics)
+        await served({"type": "http", "method": "POST", "path": "/left"}, nothing, nothing)
+        with pytest.raises(RuntimeError, match="broken"):
+            await served({"type": "http", "method": "POST", "path": "/broken"}, nothing, nothing)
+
+    asyncio.run(serve())
+    assert value(metrics, "http_requests_total", handler="/left", status="4xx") == 1
+    assert value(metrics, "http_requests_total", handler="/broken", status="5xx") == 1

@@ -1,7 +1,7 @@
 """What goes over the wire: the two endpoints' answers, whole and in chunks, as structs that msgspec encodes.
 
-A stream encodes one of these for every token, which takes pydantic tens of microseconds and msgspec one. The same shapes
-are described for readers in `lightvllm.server.protocol`. A field that is UNSET is left out, one that is None is null.
+A stream encodes one of these for every token, which takes pydantic tens of microseconds and msgspec one. A field that
+is UNSET is left out, one that is None is null.
 """
 
 from typing import Literal
@@ -47,6 +47,13 @@ class CompletionLogprobs(msgspec.Struct):
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
+    def extend(self, more: "CompletionLogprobs") -> None:
+        """Add the entries of the tokens that follow."""
+        self.text_offset += more.text_offset
+        self.token_logprobs += more.token_logprobs
+        self.tokens += more.tokens
+        self.top_logprobs += more.top_logprobs
+
 
 class CompletionChoice(msgspec.Struct):
     """A choice, or what is new of it."""
@@ -61,15 +68,15 @@ class CompletionChoice(msgspec.Struct):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class Completion(msgspec.Struct):
+class Completion(msgspec.Struct, kw_only=True):
     """An answer of /v1/completions, or a chunk of it."""
 
     id: str
+    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None | UnsetType = UNSET
-    object: Literal["text_completion"] = "text_completion"
+    usage: Usage | UnsetType | None = UNSET
 
 
 # ---- chat
@@ -120,7 +127,7 @@ class ChatMessage(msgspec.Struct):
 
     role: str
     content: str | None
-    reasoning: str | None | UnsetType = None
+    reasoning: str | None = None
     tool_calls: list[ToolCall] | UnsetType = UNSET
     refusal: None = None
 
@@ -152,31 +159,30 @@ class ChatChunkChoice(msgspec.Struct):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None | UnsetType = UNSET
+    stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(msgspec.Struct):
+class ChatCompletion(msgspec.Struct, kw_only=True):
     """An answer of /v1/chat/completions."""
 
     id: str
+    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
-    object: Literal["chat.completion"] = "chat.completion"
 
 
-class ChatChunk(msgspec.Struct):
-    """A chunk of an answer of /v1/chat/completions. The prompt's fields come in the first."""
+class ChatChunk(msgspec.Struct, kw_only=True):
+    """A chunk of an answer of /v1/chat/completions. `prompt_token_ids` come with the first."""
 
     id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -98,8 +98,9 @@ def chat_logprobs(token_ids: Sequence[int], entries: Entries, num_likeliest: int
 def prompt_logprobs(entries: Entries) -> PromptLogprobs:
     """vLLM's form of a prompt's: JSON makes the token ids strings."""
     return [
-        entry
-        and {
+        None
+        if entry is None
+        else {
             token_id: PromptLogprob(max(found.logprob, LEAST), found.rank, found.decoded_token)
             for token_id, found in entry.items()
         }

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -20,10 +21,6 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 
 
-class ClientGone(Exception):
-    """Nobody is there any more to be answered."""
-
-
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client disconnects.
 
@@ -31,7 +28,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         receive: of the connection, whose request has been read to its end.
 
     Raises:
-        ClientGone: it did.
+        ClientDisconnect: it did.
     """
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(receive))
@@ -39,7 +36,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if worker.done():
             return worker.result()
-        raise ClientGone
+        raise ClientDisconnect
     finally:
         worker.cancel()
         watcher.cancel()
@@ -84,7 +81,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await while_connected(receive, self._send_events(send))
-        except ClientGone:
+        except ClientDisconnect:
             logger.debug("a client went away before the end of its stream")
 
     async def _send_events(self, send: Send) -> None:
@@ -95,7 +92,7 @@ class EventStream(Response):
                 await self._write(send, first)
                 async for data in events:
                     await self._write(send, data)
-            except ClientGone:
+            except ClientDisconnect:
                 logger.warning("a client that read nothing for %g s was dropped", self.client_timeout)
                 raise
             except Exception as error:
@@ -108,4 +105,4 @@ class EventStream(Response):
             async with asyncio.timeout(self.client_timeout):
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except (TimeoutError, OSError):  # OSError: some servers say so when the connection is closed
-            raise ClientGone from None
+            raise ClientDisconnect from None

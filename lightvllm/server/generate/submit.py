@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.prompts import TokenizedPrompt
-from lightvllm.engine.streams import RequestDelta, RequestFailed, RequestStream
+from lightvllm.engine.streams import RequestDelta, RequestStream
 from lightvllm.sampling_params import SamplingParams
+from lightvllm.server.protocol.sampling import GenerationFields
 
 # What several requests say, each with its prompt's index; None when one ends.
 _News = asyncio.Queue[tuple[int, RequestDelta] | None | Exception]
@@ -27,7 +29,7 @@ class Generation:
         """
         tasks = [asyncio.ensure_future(stream.final()) for stream in self.streams]
         try:
-            return [_sound(delta) for delta in await asyncio.gather(*tasks)]
+            return list(await asyncio.gather(*tasks))
         finally:
             await _cancel(tasks)
 
@@ -39,7 +41,7 @@ class Generation:
         """
         if len(self.streams) == 1:
             async for delta in self.streams[0]:
-                yield [(0, _sound(delta))]
+                yield [(0, delta)]
             return
         # A reader that waits for room leaves it to the engine's stream to merge what comes meanwhile.
         queue: _News = asyncio.Queue(maxsize=len(self.streams))
@@ -57,7 +59,7 @@ class Generation:
                     if item is None:
                         num_unfinished -= 1
                     else:
-                        batch.append((item[0], _sound(item[1])))
+                        batch.append(item)
                 yield batch
         finally:
             await _cancel(tasks)
@@ -66,23 +68,28 @@ class Generation:
 @asynccontextmanager
 async def submitted(
     engine: AsyncEngine,
-    request_id: str,
+    request: GenerationFields,
+    engine_id: str,
     prompts: Sequence[TokenizedPrompt],
     params: SamplingParams,
-    *,
-    priority: int = 0,
-    timeout: float | None = None,
 ) -> AsyncIterator[Generation]:
     """Have the engine run all prompts; whatever has not finished when the context is left is aborted.
 
+    Args:
+        engine_id: what the engine calls the request; several prompts get a number each.
+        params: what the request means to the engine.
+
     Raises:
-        As `AsyncEngine.add_request`.
+        As `AsyncEngine.add_request`, with the names of the request's fields.
     """
     streams: list[RequestStream] = []
     try:
         for index, prompt in enumerate(prompts):
-            engine_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
-            streams.append(await engine.add_request(engine_id, prompt, params, priority=priority, timeout=timeout))
+            own_id = engine_id if len(prompts) == 1 else f"{engine_id}-{index}"
+            with request.own_names():
+                streams.append(
+                    await engine.add_request(own_id, prompt, params, priority=request.priority, timeout=request.timeout)
+                )
         yield Generation(streams)
     finally:
         for stream in streams:
@@ -98,15 +105,7 @@ async def _read(index: int, stream: RequestStream, queue: _News) -> None:
         await queue.put(error)
 
 
-def _sound(delta: RequestDelta) -> RequestDelta:
-    """The delta, unless one of its completions came to grief."""
-    for output in delta.outputs:
-        if output.finish_reason == "error":
-            raise RequestFailed("engine", f"the engine could not go on with this request: {output.stop_reason}")
-    return delta
-
-
-async def _cancel(tasks: "Sequence[asyncio.Future[object]]") -> None:
+async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

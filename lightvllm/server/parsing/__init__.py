@@ -5,13 +5,13 @@ The chat endpoint goes through these in order:
 1. `detect_formats` (once, at start): how this model marks its reasoning and its calls.
 2. `validate_tools`: is the request's `tools` and `tool_choice` sound?
 3. `reasoning_state`, on the rendered prompt: does the output begin within reasoning, may it, or not?
-4. `forced_grammar`, if `tool_choice` is "required" or names a function.
+4. `forced_grammar`, if `tool_choice` is "required" or names a function; `strict_grammar`, if it is "auto".
 5. `make_output_parser`, one for each completion: `push` each piece of text, `finish` at the end.
 """
 
 from lightvllm.server.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallDelta
 from lightvllm.server.parsing.formats import ReasoningFormat, ToolFormat, detect_formats, needs_special_tokens
-from lightvllm.server.parsing.grammar import forced_grammar
+from lightvllm.server.parsing.grammar import forced_grammar, strict_grammar
 from lightvllm.server.parsing.output_parser import OutputParser, make_output_parser
 from lightvllm.server.parsing.reasoning import ReasoningState, reasoning_state
 from lightvllm.server.parsing.tools import ToolChoice, is_forced, validate_tools
@@ -32,5 +32,6 @@ __all__ = [
     "make_output_parser",
     "needs_special_tokens",
     "reasoning_state",
+    "strict_grammar",
     "validate_tools",
 ]

@@ -54,13 +54,16 @@ class CallReader:
         yield from _expect("{")
         unread = {"name", "type", *_ARGUMENTS}
         char = ","
-        while char == ",":
+        while char == "," and not self.is_certain:
             yield from _expect('"')
             key = yield from _one_of(unread)
             unread -= _ARGUMENTS if key in _ARGUMENTS else {key}
             yield from _expect(":")
             if key in _ARGUMENTS:
-                yield from self._read_arguments()
+                yield from _expect("{")
+                self._arguments.append("{")
+                self.is_certain = self.name is not None
+                yield from _read_to_closing_bracket(self._arguments)
             else:
                 yield from _expect('"')
                 value = yield from _one_of(self._functions if key == "name" else {"function"})
@@ -68,33 +71,15 @@ class CallReader:
                     self.name = value
             self.is_certain = self.name is not None and not unread & _ARGUMENTS
             char = yield from _nonblank()
-        if char != "}" or self.name is None:
+        if self.is_certain and char == ",":  # whatever else the object has
+            yield from _read_to_closing_bracket([])
+        elif char != "}" or self.name is None:
             raise _NotACall
-        if unread & _ARGUMENTS:
+        elif unread & _ARGUMENTS:
             if self._needs_arguments:
                 raise _NotACall
             self._arguments.append("{}")
             self.is_certain = True
-
-    def _read_arguments(self) -> Generator[None, str, None]:
-        yield from _expect("{")
-        self._arguments.append("{")
-        self.is_certain = self.name is not None
-        depth = 1
-        in_string = False
-        while depth:
-            char = yield
-            if char == "<" and not in_string:  # no JSON, so rather the tag behind a call whose brackets do not match
-                raise _NotACall
-            self._arguments.append(char)
-            if in_string and char == "\\":
-                self._arguments.append((yield))
-            elif char == '"':
-                in_string = not in_string
-            elif not in_string and char in "{[":
-                depth += 1
-            elif not in_string and char in "}]":
-                depth -= 1
 
 
 class _NotACall(Exception):
@@ -122,3 +107,22 @@ def _one_of(words: Set[str]) -> Generator[None, str, str]:
     if word not in words:
         raise _NotACall
     return word
+
+
+def _read_to_closing_bracket(read: list[str]) -> Generator[None, str, None]:
+    """The rest of an object, behind its opening bracket. Each character is added to `read` as it comes."""
+    depth = 1
+    in_string = False
+    while depth:
+        char = yield
+        if char == "<" and not in_string:  # no JSON, so rather the tag behind a call whose brackets do not match
+            raise _NotACall
+        read.append(char)
+        if in_string and char == "\\":
+            read.append((yield))
+        elif char == '"':
+            in_string = not in_string
+        elif not in_string and char in "{[":
+            depth += 1
+        elif not in_string and char in "}]":
+            depth -= 1

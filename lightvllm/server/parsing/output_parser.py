@@ -54,6 +54,7 @@ def make_output_parser(
     reasoning: ReasoningState,
     tools: list[dict[str, Any]] | None = None,
     tool_choice: ToolChoice = None,
+    parallel_tool_calls: bool = True,
     is_constrained: bool = False,
     skip_special_tokens: bool = True,
 ) -> OutputParser:
@@ -64,6 +65,7 @@ def make_output_parser(
         reasoning: where the output begins, from `reasoning_state`.
         tools: the request's, validated.
         tool_choice: the request's, validated.
+        parallel_tool_calls: whether there may be more than one call; if not, those after the first are left out.
         is_constrained: the request's own `response_format` or `structured_outputs` masks the output from its first
             token. Then all of it is content.
         skip_special_tokens: the request's; leaves special tokens out of the content although
@@ -74,5 +76,10 @@ def make_output_parser(
         if tool_format is None and is_forced(tool_choice):
             tool_format = "llama3_json"
         if tool_format is not None:
-            calls = ToolCallParser(tool_format, function_names(tools, tool_choice), skip_special_tokens)
+            calls = ToolCallParser(
+                tool_format,
+                function_names(tools, tool_choice),
+                max_calls=None if parallel_tool_calls else 1,
+                skip_special_tokens=skip_special_tokens,
+            )
     return OutputParser(ReasoningSplitter("off" if is_constrained else reasoning), calls)

@@ -19,7 +19,7 @@ class CallMarks:
         close_tag: stands behind a call.
         is_bare: an object alone may be a call, at the output's beginning and behind another call.
         between: characters besides blanks that may stand between two calls. (For hermes: brackets too many.)
-        special_tokens: other special tokens of these models, which are not for the reader.
+        special_tokens: special tokens of these models, which are not for the reader.
     """
 
     open_tag: str
@@ -44,7 +44,7 @@ MARKS: dict[ToolFormat, CallMarks] = {
         between=";",
         special_tokens=(
             *("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
-            *("<|start_header_id|>", "<|end_header_id|>"),
+            *("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>"),
         ),
     ),
 }
@@ -58,11 +58,15 @@ class ToolCallParser:
     is held back until that is decided.
     """
 
-    def __init__(self, tool_format: ToolFormat, functions: Set[str], skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, functions: Set[str], *, max_calls: int | None, skip_special_tokens: bool
+    ) -> None:
         self._marks = marks = MARKS[tool_format]
         self._functions = functions
-        special_tokens = marks.special_tokens if skip_special_tokens else ()
-        self._finder = TagFinder([tag for tag in (marks.open_tag, marks.close_tag, *special_tokens) if tag])
+        self._max_calls = max_calls
+        self._dropped = marks.special_tokens if skip_special_tokens else ()
+        tags = {marks.open_tag, marks.close_tag or marks.open_tag, *self._dropped}
+        self._finder = TagFinder(sorted(tags))
         self._last: Literal["nothing", "content", "call"] = "nothing"  # what is before the text held back
         self._gap: list[str] = []  # held back: blanks, and what may stand between calls
         self._call: CallReader | None = None
@@ -90,7 +94,7 @@ class ToolCallParser:
         elif not is_cut and not call.is_certain:
             self._release("".join(self._gap + self._call_text))
         elif is_cut and call.name is not None and not self._is_named:
-            self._deltas.append(ToolCallDelta(self._num_calls, call.name, ""))
+            self._call_delta(call.name, "")
         return self._take_deltas()
 
     # ---- outside of calls
@@ -107,7 +111,7 @@ class ToolCallParser:
         before, tag, rest = self._finder.push(text)
         self._content(before)
         if tag == self._marks.open_tag:
-            self._open_call("" if self._marks.is_bare else tag, needs_arguments=False)
+            self._open_call("" if tag in self._dropped else tag, needs_arguments=False)
         elif tag is not None and tag == self._marks.close_tag:
             if self._last == "call":
                 self._gap.clear()
@@ -139,9 +143,7 @@ class ToolCallParser:
         """Read on within a call, or what may become one; returns the rest behind it."""
         end = call.push(text)
         if call.is_certain:
-            self._deltas.append(
-                ToolCallDelta(self._num_calls, None if self._is_named else call.name, call.take_arguments())
-            )
+            self._call_delta(None if self._is_named else call.name, call.take_arguments())
             self._is_named = True
             self._gap.clear()
             self._call_text.clear()
@@ -157,6 +159,11 @@ class ToolCallParser:
             self._content("".join(self._call_text))
             self._last = "content"
         return text[end:]
+
+    def _call_delta(self, name: str | None, arguments: str) -> None:
+        is_wanted = self._max_calls is None or self._num_calls < self._max_calls
+        if is_wanted and (name or arguments):
+            self._deltas.append(ToolCallDelta(self._num_calls, name, arguments))
 
     def _take_deltas(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []

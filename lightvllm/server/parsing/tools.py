@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightvllm.errors import ParameterError
+from lightvllm.server.limits import MAX_TOOLS
 from lightvllm.server.parsing.formats import ToolFormat
 
 # "none", "auto", "required", or {"type": "function", "function": {"name": ...}}; None is "auto" if there are tools.
 ToolChoice = str | dict[str, Any] | None
 
-MAX_TOOLS = 128
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _CHOICES = '"none", "auto", "required" or {"type": "function", "function": {"name": ...}}'
 

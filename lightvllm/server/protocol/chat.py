@@ -97,7 +97,7 @@ class ChatCompletionRequest(GenerationFields, TemplateFields):
     documents: list[dict[str, Any]] | None = Field(
         None, max_length=limits.MAX_DOCUMENTS, description="Documents for the chat template."
     )
-    safety_identifier: Label | None = Field(None, description="Stands in the access log.")
+    safety_identifier: Label | None = Field(None, description="Newer name of `user`; stands in the access log.")
     prompt_cache_key: Label | None = Field(
         None, description="Meant to bring requests to the cache that has their prefix: here all share one."
     )
@@ -132,6 +132,9 @@ class ChatCompletionRequest(GenerationFields, TemplateFields):
             raise ParameterError("echo", "echo: in a chat only with continue_final_message true")
         if "parallel_tool_calls" in self.model_fields_set and not self.tools:
             raise ParameterError("parallel_tool_calls", "parallel_tool_calls: only with tools")
+        if self.safety_identifier is not None and self.user not in (None, self.safety_identifier):
+            raise ParameterError("safety_identifier", "safety_identifier: another name of user, which differs")
+        self.user = self.user or self.safety_identifier
         check_tools(self.tools, self.tool_choice)
         return self
 

@@ -105,7 +105,7 @@ class GenerationFields(StructureFields):
     cache_salt: Label | None = Field(None, description="Share cached prefixes only with requests of the same salt.")
     user: Label | None = Field(None, description="Stands in the access log.")
     timeout: float | None = Field(
-        None, gt=0, le=limits.MAX_TIMEOUT, description="Seconds after which the request is given up with a 504."
+        None, ge=0.001, le=limits.MAX_TIMEOUT, description="Seconds after which the request is given up with a 504."
     )
 
     best_of: int | None = Field(None, ge=1, description="Only the value of `n`: nothing is thrown away.")

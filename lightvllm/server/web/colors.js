@@ -4,13 +4,13 @@ const colors = new Map();
 const MAX_REMEMBERED = 2000;
 let count = 0;
 
-// The API's id and the engine's differ in what follows the first: the number of the completion or of the prompt.
-function base(requestId) {
-  return /^((?:chatcmpl|cmpl)-[0-9a-zA-Z]+)/.exec(requestId)?.[1] ?? requestId;
+// An answer's id, as the API knows it: the engine's has something random after it.
+function answerId(requestId) {
+  return requestId.replace(/^(c(?:hatc)?mpl-.+)-[0-9a-f]{8}$/, "$1");
 }
 
 export function requestColor(requestId) {
-  const key = base(requestId);
+  const key = answerId(requestId);
   let color = colors.get(key);
   if (!color) {
     // Steps of the golden angle: neighbours in time are far apart in hue.
@@ -24,8 +24,8 @@ export function requestColor(requestId) {
   return color;
 }
 
-// The id without what all have in common.
+// The id without what all have in common, and without what nobody reads: chatcmpl-5f0c9b...e1-0a1b2c3d/1 is 5f0c9b/1.
 export function shortId(requestId) {
-  const rest = requestId.replace(/^(chatcmpl|cmpl)-/, "");
-  return rest.length > 8 ? `${rest.slice(0, 8)}…` : rest;
+  const [, start, number = ""] = /^(?:c(?:hatc)?mpl-)?(.{1,6}).*?(\/\d+|-\d{1,4})?$/.exec(requestId);
+  return start + number;
 }

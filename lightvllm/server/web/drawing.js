@@ -36,7 +36,7 @@ export function drawSteps(canvas, steps) {
   const [context, width] = prepareCanvas(canvas, STEPS_HEIGHT);
   const shown = steps.slice(-Math.floor(width / (BAR + GAP)));
   const heights = shown.map((step) => step.batch.reduce((sum, share) => sum + segmentHeight(share.num_tokens) + 1, 0));
-  const scale = Math.min(1, (STEPS_HEIGHT - 16) / Math.max(1, ...heights));
+  const scale = Math.min(2, (STEPS_HEIGHT - 16) / Math.max(1, ...heights));
   context.font = "9px system-ui, sans-serif";
   context.textAlign = "center";
   shown.forEach((step, index) => {
@@ -83,12 +83,13 @@ function layout(state, width) {
   return { total, shown, size, columns, height: Math.max(40, Math.ceil(shown / columns) * size) };
 }
 
+// Returns how many are shown.
 export function drawBlocks(canvas, state) {
   const { total, shown, size, columns, height } = layout(state, canvas.clientWidth);
   const [context] = prepareCanvas(canvas, height);
   const [empty, kept, mark] = ["--empty", "--kept", "--mark"].map(cssColor);
   const inner = size - (size > 6 ? 2 : 1);
-  const count = { owned: 0, shared: 0, kept: 0, empty: 0 };
+  const count = { owned: 0, shared: 0, kept: 0, empty: 0 }; // of those shown
   for (let index = 0; index < shown; index += 1) {
     const { kind, owners } = state.block(index);
     const [x, y] = [(index % columns) * size, Math.floor(index / columns) * size];
@@ -108,11 +109,9 @@ export function drawBlocks(canvas, state) {
       context.fill();
     }
   }
-  const rest = total > shown ? `; ${total - shown} more are empty or not shown` : "";
-  canvas.setAttribute(
-    "aria-label",
-    `${count.owned + count.shared} of ${total} blocks in use, ${count.shared} of them shared; ${count.kept} kept for later${rest}`,
-  );
+  const inUse = `${state.owners.size} of ${total} blocks in use, ${count.shared} of them shared`;
+  canvas.setAttribute("aria-label", `${inUse}; ${count.kept} kept for later`);
+  return shown;
 }
 
 // The block under the pointer; null outside.

@@ -69,12 +69,12 @@ export class EngineState {
     this.generated.push([now, step.num_output_tokens]);
     for (const share of step.batch) {
       this.requests.set(share.request_id, share);
-      if (share.num_cached) this.note(share.request_id, `${share.num_cached} of ${share.total} tokens were cached`);
+      if (share.num_cached) this.note(share.request_id, `${share.num_cached} of ${share.total} were cached`);
     }
-    for (const requestId of step.preempted) this.note(requestId, "preempted: it gave its blocks up and waits again");
+    for (const requestId of step.preempted) this.note(requestId, "preempted: waits again");
     for (const { request_id: requestId, reason } of step.finished) {
       this.numFinished += 1;
-      this.note(requestId, { stop: "finished", length: "finished: as long as it may be", abort: "aborted" }[reason] ?? reason);
+      this.note(requestId, { stop: "finished", length: "finished (length)", abort: "aborted" }[reason] ?? reason);
     }
   }
 

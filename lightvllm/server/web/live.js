@@ -9,9 +9,12 @@ import { EngineState } from "./engine_state.js";
 
 const SLOW_INTERVAL = 250; // ms between two events in slow motion
 const MAX_HELD_BACK = 2000; // events; more than anybody waits for
-const MAX_LISTED = 12;
+// What is listed has a fixed place: what is below must not move.
+const MAX_RUNNING = 12;
+const MAX_WAITING = 4;
 const RETRY_AFTER = 2000;
-const NUM_LOAD_REQUESTS = 8;
+const NUM_LOAD_PROMPTS = 4;
+const LOAD_INTERVAL = 100; // ms
 
 const state = new EngineState();
 let speed = "live";
@@ -93,7 +96,9 @@ function draw() {
     isDrawn = false;
     const step = drawSteps(byId("steps"), state.steps);
     byId("steps-scale").textContent = step ? describeStep(step) : "height: the logarithm of its tokens";
-    drawBlocks(byId("blocks"), state);
+    const numShown = drawBlocks(byId("blocks"), state);
+    const numBlocks = state.stats?.num_blocks ?? 0;
+    byId("blocks-scale").textContent = numShown < numBlocks ? `the first ${numShown} of ${numBlocks} blocks` : `all ${numBlocks} blocks`;
     if (state.config) byId("block-size").textContent = String(state.config.block_size);
     showQueues();
     showFigures();
@@ -114,14 +119,14 @@ function showQueues() {
   const running = [...state.requests.values()];
   byId("num-running").textContent = String(state.stats?.num_running ?? 0);
   byId("num-waiting").textContent = String(state.stats?.num_waiting ?? 0);
-  const lines = running.slice(0, MAX_LISTED).map((share) => {
+  const lines = running.slice(0, MAX_RUNNING).map((share) => {
     const done = share.start + share.num_tokens;
     const isPrefill = share.kind === "prefill";
-    return chip(share.request_id, isPrefill ? `prefill ${done} of ${share.total}` : `decode, ${share.total} tokens`);
+    return chip(share.request_id, isPrefill ? `prefill ${done} of ${share.total}` : `decode ${share.total}`);
   });
-  byId("running").replaceChildren(...lines, ...more(running.length - MAX_LISTED));
-  const waiting = state.waiting.slice(0, MAX_LISTED).map((request) => {
-    return chip(request.request_id, `${request.num_tokens} tokens${request.is_preempted ? ", preempted" : ""}`);
+  byId("running").replaceChildren(...lines, ...more(running.length - MAX_RUNNING));
+  const waiting = state.waiting.slice(0, MAX_WAITING).map((request) => {
+    return chip(request.request_id, `${request.num_tokens}${request.is_preempted ? ", preempted" : " tokens"}`);
   });
   byId("waiting").replaceChildren(...waiting, ...more((state.stats?.num_waiting ?? 0) - waiting.length));
   byId("events").replaceChildren(...state.notes.map(({ requestId, text }) => chip(requestId, text)));
@@ -136,7 +141,7 @@ function showFigures() {
   const figures = {
     "tokens/s": speed === "live" ? state.rate().toFixed(0) : "–",
     "blocks in use": `${stats.num_used_blocks} of ${stats.num_blocks} (${usage} %)`,
-    "prompt tokens saved by the prefix cache": `${hits} of ${stats.prefix_cache_queries} (${share} %)`,
+    "prompt tokens found in the prefix cache": `${hits} of ${stats.prefix_cache_queries} (${share} %)`,
     preemptions: String(stats.num_preemptions),
   };
   byId("figures").replaceChildren(
@@ -155,16 +160,19 @@ function showBlock(index) {
   byId("block-text").textContent = `Block ${index}: ${words}${owners.length && isCached ? "; the prefix cache knows it" : ""}`;
 }
 
-// Something to see: a few requests that begin alike, one shortly after the other.
+// Something to see: prompts that begin alike, one shortly after the other, with two answers each, as a browser keeps no
+// more than six connections to a server. The answers are not shown, and go on for as long as they may: short ones would
+// be over before the next request comes.
 async function sendLoad() {
   byId("load").disabled = true;
   const model = byId("model").value;
   const examples = demoMessages();
-  const jobs = Array.from({ length: NUM_LOAD_REQUESTS }, async (_, number) => {
-    await new Promise((done) => setTimeout(done, 120 * number));
-    if (examples) return postJson("v1/chat/completions", { model, messages: examples[number % examples.length] });
+  const jobs = Array.from({ length: NUM_LOAD_PROMPTS }, async (_, number) => {
+    await new Promise((done) => setTimeout(done, LOAD_INTERVAL * number));
+    const limits = { model, n: 2, max_tokens: 80 + 32 * number, ignore_eos: true, temperature: 1 };
+    if (examples) return postJson("v1/chat/completions", { ...limits, messages: examples[number % examples.length] });
     const prompt = `${"A story that all of them know, told again and again. ".repeat(8)}Chapter ${number + 1}:`;
-    return postJson("v1/completions", { model, prompt, max_tokens: 48 + 8 * number, temperature: 1 });
+    return postJson("v1/completions", { ...limits, prompt });
   });
   const results = await Promise.allSettled(jobs);
   const failed = results.find((result) => result.status === "rejected");

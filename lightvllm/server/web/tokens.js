@@ -2,7 +2,7 @@
 
 import { byId, element } from "./dom.js";
 
-// [least probability, class, word]: what a colour means is said in words, too.
+// [least probability, class]
 const LEVELS = [
   [0.9, "p4"],
   [0.5, "p3"],
@@ -12,6 +12,7 @@ const LEVELS = [
 
 function percent(logprob) {
   const probability = 100 * Math.exp(logprob);
+  if (probability < 0.01) return "< 0.01 %";
   return probability >= 9.95 ? `${probability.toFixed(0)} %` : `${probability.toPrecision(2)} %`;
 }
 

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -58,6 +59,7 @@ def test_merged_events_lead_to_the_same_blocks(seed: int) -> None:
             event = merger.take()
             assert event is not None
             reader.take(event.blocks)
+            assert set(event.blocks.cached).isdisjoint(event.blocks.uncached)
             assert (reader.tables, reader.cached) == (tables, cached)
             assert event.stats == trace.stats
             num_steps += len(event.steps) + event.num_left_out
@@ -95,6 +97,12 @@ def test_nothing_is_told_before_the_first_snapshot() -> None:
     assert event.blocks.tables == tables
 
 
+def test_the_documented_event_is_one() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "engine-events.md").read_text()
+    example = json.loads(document.split("```json\n")[1].split("```")[0])
+    assert msgspec.to_builtins(msgspec.convert(example, EngineEvent)) == example
+
+
 class Watched:
     """An engine whose steps come when the test says so."""
 
@@ -102,7 +110,7 @@ class Watched:
         self.traces: asyncio.Queue[StepTrace | Exception | None] = asyncio.Queue()
         self.is_watched = False
 
-    async def watch(self) -> AsyncIterator[StepTrace]:
+    async def watch(self) -> AsyncGenerator[StepTrace, None]:
         self.is_watched = True
         try:
             while (trace := await self.traces.get()) is not None:

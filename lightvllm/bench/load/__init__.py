@@ -1,0 +1,1 @@
+"""Load on a server, from outside it: what `lightvllm bench serve` does. Imports no torch."""
