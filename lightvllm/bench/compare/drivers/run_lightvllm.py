@@ -1,0 +1,48 @@
+"""This engine as a contender. Options: model, quantization, kv_cache_bytes, max_num_batched_tokens, max_model_len."""
+
+import time
+from dataclasses import fields
+from typing import Any
+
+from serve import Generate, serve
+
+
+def load(options: dict[str, Any]) -> tuple[str, Generate]:
+    """See `serve.serve`."""
+    from lightvllm import LLM, SamplingParams, __version__
+    from lightvllm.config import EngineConfig
+
+    chosen = {}
+    if options["quantization"] is not None:
+        if "quantization" not in {field.name for field in fields(EngineConfig)}:
+            raise NotImplementedError("this engine has no option `quantization` yet")
+        chosen["quantization"] = options["quantization"]
+    llm = LLM(
+        model=options["model"],
+        skip_tokenizer_init=True,
+        kv_cache_memory_bytes=options["kv_cache_bytes"],
+        max_num_batched_tokens=options["max_num_batched_tokens"],
+        max_model_len=options["max_model_len"],
+        **chosen,
+    )
+
+    def generate(prompts: list[list[int]], output_lens: list[int]) -> dict[str, Any]:
+        params = [
+            SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
+            for length in output_lens
+        ]
+        start = time.monotonic()
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.monotonic() - start
+        return {
+            "first": [output.metrics.first_token_time - start for output in outputs],
+            "last": [output.metrics.last_token_time - start for output in outputs],
+            "lens": [len(output.outputs[0].token_ids) for output in outputs],
+            "seconds": seconds,
+        }
+
+    return __version__, generate
+
+
+if __name__ == "__main__":
+    serve(load)
