@@ -86,7 +86,10 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> int:
     weights = hf_state_dict(model)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    files = {"config.json": config, "generation_config.json": {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID}}
+    files = {
+        "config.json": config,
+        "generation_config.json": {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID},
+    }
     for name, contents in files.items():
         (folder / name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     return sum(weight.numel() for weight in weights.values())

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from lightvllm.bench.workload import Workload
-from lightvllm.cli import bench_overhead, bench_serve
+from lightvllm.cli import bench_compare, bench_overhead, bench_serve
 from lightvllm.cli.flags import add_engine_flags, given
 from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
 from lightvllm.cli.model import open_llm
@@ -66,6 +66,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     add_engine_flags(host, skip=NOT_BENCHED - {"tokenizer", "skip_tokenizer_init"})
     bench_serve.add_parser(kinds)
     bench_overhead.add_parser(kinds)
+    bench_compare.add_parser(kinds)
 
 
 def _add_workload_flags(parser: Parser, input_len: int, output_len: int, prefix_len: int) -> None:

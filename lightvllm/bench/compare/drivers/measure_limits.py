@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -28,9 +29,9 @@ def main() -> None:
     limits = {"memory": BYTES / best_seconds(data.sum), "threads": torch.get_num_threads()}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a, b = torch.randn(SIZE, SIZE).to(dtype), torch.randn(SIZE, SIZE).to(dtype)
-        limits[name] = 2 * SIZE**3 / best_seconds(lambda a=a, b=b: torch.mm(a, b))
+        limits[name] = 2 * SIZE**3 / best_seconds(partial(torch.mm, a, b))
     a, b = (torch.randint(-127, 128, (SIZE, SIZE), dtype=torch.int8) for _ in range(2))
-    limits["int8"] = 2 * SIZE**3 / best_seconds(lambda: torch._int_mm(a, b))
+    limits["int8"] = 2 * SIZE**3 / best_seconds(partial(torch._int_mm, a, b))
     print(json.dumps(limits))
 
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import fields
 from typing import Any
 
-from serve import Generate, serve
+from serve import Generate, serve  # type: ignore[import-not-found]
 
 
 def load(options: dict[str, Any]) -> tuple[str, Generate]:
@@ -34,9 +34,10 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
         start = time.monotonic()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.monotonic() - start
+        times: list[Any] = [output.metrics for output in outputs]
         return {
-            "first": [output.metrics.first_token_time - start for output in outputs],
-            "last": [output.metrics.last_token_time - start for output in outputs],
+            "first": [metrics.first_token_time - start for metrics in times],
+            "last": [metrics.last_token_time - start for metrics in times],
             "lens": [len(output.outputs[0].token_ids) for output in outputs],
             "seconds": seconds,
         }

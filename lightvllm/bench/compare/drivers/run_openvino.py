@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from serve import Generate, Stopwatch, serve
+from serve import Generate, Stopwatch, serve  # type: ignore[import-not-found]
 
 
 def load(options: dict[str, Any]) -> tuple[str, Generate]:
     """See `serve.serve`."""
     import numpy
-    import openvino
-    import openvino_genai
+    import openvino  # type: ignore[import-not-found]
+    import openvino_genai  # type: ignore[import-not-found]
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = options["kv_cache_bytes"] >> 30

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve import Generate, Stopwatch, serve
+from serve import Generate, Stopwatch, serve  # type: ignore[import-not-found]
 
 
 def load(options: dict[str, Any]) -> tuple[str, Generate]:

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from serve import Generate, serve
+from serve import Generate, serve  # type: ignore[import-not-found]
 
 
 def load(options: dict[str, Any]) -> tuple[str, Generate]:
@@ -15,7 +15,7 @@ def load(options: dict[str, Any]) -> tuple[str, Generate]:
     os.environ["VLLM_CACHE_ROOT"] = options["cache"]  # an empty one: what an earlier run compiled is no cold start
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(options["cache"], "inductor")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    import vllm
+    import vllm  # type: ignore[import-not-found]
 
     llm = vllm.LLM(
         model=options["model"],

@@ -1,4 +1,4 @@
-"""The far side of a contender's process: one JSON line in, one out. It runs in a peer's environment, so it needs nothing.
+"""The far side of a contender's process: one JSON line in, one out. It runs in peers' environments and needs nothing.
 
 The program's only argument is a JSON object of options. Once the model has generated its first token the process
 answers {"version": ...}; from then on each line {"prompts": [[token id, ...], ...], "output_lens": [number, ...]} is
@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# Generates exactly `output_lens` tokens for the prompts, greedily. Returns for each request "first" and "last", the
-# seconds from the start to its first and last token, and "lens", its number of tokens; and "seconds", until all are done.
+# Generates exactly `output_lens` tokens for the prompts, greedily. Returns lists with a value for each request: "first"
+# and "last", the seconds from the start to its first and last token, and "lens", its number of tokens; and "seconds",
+# until all were done.
 Generate = Callable[[list[list[int]], list[int]], dict[str, Any]]
 
 
