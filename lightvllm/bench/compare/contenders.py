@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import lightvllm
 from lightvllm.bench.compare import llama_cpp
 from lightvllm.bench.compare.loads import Load, Timing
 from lightvllm.bench.compare.process import ContenderError, ContenderProcess
 
 DRIVERS = Path(__file__).parent / "drivers"
+PACKAGE = Path(lightvllm.__file__).parent
 START_TIMEOUT, LOAD_TIMEOUT = 600.0, 600.0
 KV_CACHE_BYTES = 4 << 30
 MAX_NUM_BATCHED_TOKENS = 4096  # the prompts of the largest load in one step
@@ -82,10 +84,9 @@ class Driven:
     def start(self) -> Start:
         """See `Contender.start`."""
         started = time.monotonic()
-        # Whatever the shell has set: all contenders get the same threads, and find no library of the other's.
-        environment = ["env", "-u", "PYTHONPATH", f"OMP_NUM_THREADS={self.threads}"]
-        if self.python == sys.executable:
-            environment = ["env", f"OMP_NUM_THREADS={self.threads}"]
+        # Whatever the shell has set: all contenders get the same threads, and peers find no library of ours.
+        path = [f"PYTHONPATH={PACKAGE.parent}"] if self.python == sys.executable else ["-u", "PYTHONPATH"]
+        environment = ["env", *path, f"OMP_NUM_THREADS={self.threads}"]
         command = [*environment, self.python, str(DRIVERS / self.driver), json.dumps(self.options)]
         self._process = ContenderProcess(command, self.log)
         version = self._process.receive(START_TIMEOUT)["version"]
