@@ -104,7 +104,8 @@ def narrowed(plan: "Plan", names: list[str]) -> "Plan":
     for name in names:
         known = {*plan.dtypes, *CONTENDERS, *loads}
         if name not in known:
-            raise ValueError(f"--only: {name!r} is unknown{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known) or f", expected some of {', '.join(sorted(known))}"
+            raise ValueError(f"--only: {name!r} is unknown{hint}")
     if set(plan.dtypes) & set(names):
         plan = replace(plan, dtypes=tuple(dtype for dtype in plan.dtypes if dtype in names))
     if loads & set(names):

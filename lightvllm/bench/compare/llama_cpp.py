@@ -68,7 +68,7 @@ def parse_start(output: str) -> str:
     """The version in what `llama-bench -o json` printed, once it generated a token."""
     try:
         (run,) = json.loads(output)
-        return f"build {run['build_number']}" if run["build_number"] else f"commit {run['build_commit']}"
+        return f"build {run['build_number']} ({run['build_commit']})"
     except (ValueError, KeyError, TypeError) as error:
         raise ContenderError(f"llama-bench: cannot read its output: {error!r}") from None
 
@@ -79,9 +79,9 @@ def parse_load(output: str, load: Load) -> Timing:
     It generates all of `tg` tokens in the time it gives, the first one too, so that time holds one step more than what
     others count: the decode time is that of the steps after the first.
     """
-    rows: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     try:
-        (row,) = rows
+        row: dict[str, Any]
+        (row,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         asked = (load.num_requests, load.context_len + load.input_lens[0], load.output_lens[0])
         ran = (row["pl"], row["pp"], row["tg"])
         if ran != asked:
