@@ -29,9 +29,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def shape_of(args: argparse.Namespace) -> Shape:
+    return Shape(**{field.name: getattr(args, field.name) for field in fields(Shape)})
+
+
 def main() -> None:
     args = parse_args()
-    shape = Shape(**{field.name: getattr(args, field.name) for field in fields(Shape)})
+    shape = shape_of(args)
     count = write_checkpoint(args.folder, shape, args.seed)
     print(f"{args.folder}: {count / 1e6:.0f} M parameters in {shape.dtype}")
 

@@ -31,7 +31,7 @@ def test_the_shape_is_qwen3_0_6b_s_by_default() -> None:
 import json, runpy, sys
 sys.argv = ["make_checkpoint.py", "folder"]
 module = runpy.run_path({str(SCRIPT)!r})
-print(json.dumps(module["hf_config"](module["parse_args"]())))
+print(json.dumps(module["shape_of"](module["parse_args"]()).hf_config()))
 """
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     config = json.loads(result.stdout)

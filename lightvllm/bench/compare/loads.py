@@ -31,8 +31,8 @@ class Load:
         return self.context_len + self.input_lens[1] + self.output_lens[1]
 
     def context(self, vocab_size: int) -> list[int]:
-        """The tokens that the prompts share; the same in every run."""
-        return random.Random(self.name).choices(range(vocab_size), k=self.context_len)
+        """The tokens that the prompts share; the same in every run, and the beginning of any longer context."""
+        return random.Random("context").choices(range(vocab_size), k=self.context_len)
 
     def draw(self, vocab_size: int, run: int) -> tuple[list[list[int]], list[int]]:
         """The prompts' token ids and the output lengths of a run. Lengths are those of any run, tokens are its own."""
