@@ -68,6 +68,9 @@ class Driven:
         driver: the program in `drivers/`.
         options: the driver's.
         skips: load -> why it is not run.
+
+    Attributes:
+        context_seconds: load -> what it took to compute its context, once.
     """
 
     name: str
@@ -79,7 +82,7 @@ class Driven:
     skips: Mapping[str, str] = field(default_factory=dict)
     keeps_context: bool = field(default=True, init=False)
     _process: ContenderProcess | None = field(default=None, init=False)
-    _contexts: set[str] = field(default_factory=set, init=False)
+    context_seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def start(self) -> Start:
         """See `Contender.start`."""
@@ -102,9 +105,9 @@ class Driven:
         prompts, output_lens = load.draw(vocab_size, run)
         self._process.resume()
         try:
-            if load.context_len and load.name not in self._contexts:
-                self._ask([load.context(vocab_size)], [1])
-                self._contexts.add(load.name)
+            if load.context_len and load.name not in self.context_seconds:
+                answer = self._ask([load.context(vocab_size)], [1])
+                self.context_seconds[load.name] = answer["seconds"]
             answer = self._ask(prompts, output_lens)
         finally:
             self._process.pause()
@@ -170,13 +173,7 @@ def contenders_of(
     """Those that have this number type, this engine first; and name -> reason of those that are not given."""
     given: list[Contender] = []
     absent = {}
-    options = {
-        "model": str(work / "model"),
-        "kv_cache_bytes": KV_CACHE_BYTES,
-        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
-        "max_model_len": max_model_len,
-        "threads": threads,
-    }
+    options = _options(work, threads, max_model_len)
 
     def add(name: str, python: str | None, driver: str, flag: str, skips: Mapping[str, str], **more: Any) -> None:
         log = work / f"{name}-{dtype}.log"
@@ -185,7 +182,7 @@ def contenders_of(
         else:
             given.append(Driven(name, python, driver, options | more, threads, log, skips))
 
-    add("lightvllm", sys.executable, "run_lightvllm.py", "", {}, quantization=QUANTIZATION[dtype])
+    given.append(this_engine(dtype, work, threads, max_model_len))
     model = gguf_path(work, dtype)
     if dtype == "bf16":
         cache = work / "vllm-cache"
@@ -208,3 +205,20 @@ def contenders_of(
 def gguf_path(work: Path, dtype: str) -> Path:
     """Where the model lies as GGUF in a number type."""
     return work / f"{GGUF_TYPES[dtype]}.gguf"
+
+
+def this_engine(dtype: str, work: Path, threads: int, max_model_len: int) -> Driven:
+    """LightvLLM."""
+    options = _options(work, threads, max_model_len) | {"quantization": QUANTIZATION[dtype]}
+    log = work / f"lightvllm-{dtype}.log"
+    return Driven("lightvllm", sys.executable, "run_lightvllm.py", options, threads, log)
+
+
+def _options(work: Path, threads: int, max_model_len: int) -> dict[str, Any]:
+    return {
+        "model": str(work / "model"),
+        "kv_cache_bytes": KV_CACHE_BYTES,
+        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
+        "max_model_len": max_model_len,
+        "threads": threads,
+    }

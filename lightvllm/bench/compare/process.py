@@ -62,6 +62,7 @@ class ContenderProcess:
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
+                self._signal(signal.SIGKILL)  # its late answer would be taken for the next one's
                 raise ContenderError(f"no answer within {timeout:.0f} s")
             received = os.read(self._process.stdout.fileno(), 1 << 16)
             if not received:

@@ -79,6 +79,8 @@ def test_a_process_that_hangs_is_not_waited_for(open_fake: Open) -> None:
     process.receive(30)
     with pytest.raises(ContenderError, match=r"no answer within 0 s"):
         _ask(process, HANG, timeout=0.2)
+    with pytest.raises(ContenderError, match="ended"):  # a late answer would be taken for this one's
+        _ask(process)
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
