@@ -31,9 +31,10 @@ class ContenderProcess:
         self._unread = b""
         with log.open("wb") as errors:
             try:
-                # A session of its own: one signal reaches all of its processes.
+                # In a group of its own, where one signal reaches all of its processes. It is of our session: so, should
+                # we be killed, the kernel sees a stopped group without a parent, and wakes and ends it.
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, process_group=0
                 )
             except OSError as error:
                 raise ContenderError(f"cannot start {command[0]}: {error.strerror}") from None

@@ -1,6 +1,7 @@
 """The protocol between the comparison and a contender's process, with a contender that has no model."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,26 @@ def test_what_it_started_ends_with_it(open_fake: Open, tmp_path: Path) -> None:
     process.pause()
     process.close()
     _wait_until(lambda: not _is_running(child))
+
+
+def test_a_paused_process_does_not_outlive_a_killed_comparison(tmp_path: Path) -> None:
+    program = f"""
+import sys, time
+from pathlib import Path
+from lightvllm.bench.compare.process import ContenderProcess
+command = [sys.executable, "-m", "tests.bench.compare.fake_driver", "{{}}"]
+process = ContenderProcess(command, Path({str(tmp_path / "log")!r}))
+process.receive(30)
+process.pause()
+print(process._process.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as comparison:
+        assert comparison.stdout is not None
+        contender = int(comparison.stdout.readline())
+        _wait_until(lambda: psutil.Process(contender).status() == psutil.STATUS_STOPPED)
+        comparison.kill()
+    _wait_until(lambda: not _is_running(contender))
 
 
 def test_a_driven_contender_is_run_and_its_tokens_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
