@@ -21,6 +21,7 @@ KV_CACHE_BYTES = 4 << 30
 MAX_NUM_BATCHED_TOKENS = 4096  # the prompts of the largest load in one step
 # Number type -> what each contender calls it.
 QUANTIZATION: dict[str, str | None] = {"bf16": None, "int8": "int8", "4-bit": "w4"}
+BF16_ONLY = {"mixed": "compared in bf16 only"}
 GGUF_TYPES = {"bf16": "BF16", "int8": "Q8_0", "4-bit": "Q4_0"}
 
 
@@ -191,8 +192,7 @@ def contenders_of(
         skips = {"mixed": "its batches are of one length", "context": "it keeps no context between calls"}
         add("transformers", peers.transformers_python, "run_transformers.py", "--transformers-python", skips)
     elif peers.openvino_python is None or model.is_file():
-        skips = {"mixed": "compared in bf16 only"}
-        add("OpenVINO", peers.openvino_python, "run_openvino.py", "--openvino-python", skips, model=str(model))
+        add("OpenVINO", peers.openvino_python, "run_openvino.py", "--openvino-python", BF16_ONLY, model=str(model))
     else:
         absent["OpenVINO"] = f"no {GGUF_TYPES[dtype]} file: llama-quantize makes it (--llama-bin)"
     if peers.llama_bin is None:
@@ -211,7 +211,8 @@ def this_engine(dtype: str, work: Path, threads: int, max_model_len: int) -> Dri
     """LightvLLM."""
     options = _options(work, threads, max_model_len) | {"quantization": QUANTIZATION[dtype]}
     log = work / f"lightvllm-{dtype}.log"
-    return Driven("lightvllm", sys.executable, "run_lightvllm.py", options, threads, log)
+    skips = {} if dtype == "bf16" else BF16_ONLY
+    return Driven("lightvllm", sys.executable, "run_lightvllm.py", options, threads, log, skips)
 
 
 def _options(work: Path, threads: int, max_model_len: int) -> dict[str, Any]:
