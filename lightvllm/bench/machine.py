@@ -11,7 +11,6 @@ import torch
 
 from lightvllm import __version__, kernels
 from lightvllm.attention.registry import attention_backend
-from lightvllm.layers.linear import can_pack
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import torch_dtype
 
@@ -63,8 +62,7 @@ def _attention(device: torch.device, model: ModelConfig) -> str:
 
 
 def _linear(device: torch.device, dtype: str) -> str:
-    is_packed = device.type == "cpu" and can_pack(getattr(torch, dtype))
-    return "packed weights (oneDNN)" if is_packed else "plain weights"
+    return "packed weights" if kernels.has_fast_linear(device, getattr(torch, dtype)) else "plain weights"
 
 
 def _gpu(index: int) -> dict[str, Any]:
