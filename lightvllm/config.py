@@ -29,6 +29,9 @@ class EngineConfig:
         default=None, metadata={"help": "values that take the place of config.json's (JSON)"}
     )
     dtype: str = _option("auto", "auto (the checkpoint's), float32, bfloat16 or float16")
+    quantization: Literal["int8", "w4"] | None = _option(
+        None, "round the weights while loading: int8, or w4 (4 bits, the head 8)"
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")
     max_model_len: int | None = _option(
@@ -66,18 +69,24 @@ class EngineConfig:
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
-    """Raise a ValueError unless the value is of the annotated type: a class, a Literal, or either of these or None."""
-    if get_origin(annotation) is Literal:
-        if not any(
-            value is choice or (value == choice and type(value) is type(choice)) for choice in annotation.__args__
-        ):
-            raise ValueError(f"{name}: {value!r} is not supported, expected one of {list(annotation.__args__)}")
-        return
-    kinds = tuple(get_origin(kind) or kind for kind in (get_args(annotation) or (annotation,)))
-    is_number = float in kinds and type(value) is int
-    if not (type(value) in kinds or is_number):
-        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{name}: {value!r} is a {type(value).__name__}, expected {expected}")
+    """Raise a ValueError unless the value is of the annotated type: a class, a Literal, or several of these."""
+    kinds = (annotation,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
+    if get_origin(annotation) in (dict, list):
+        kinds = (annotation,)
+    expected = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if any(value is choice or (value == choice and type(value) is type(choice)) for choice in get_args(kind)):
+                return
+            expected.append(f"one of {list(get_args(kind))}")
+        else:
+            of = get_origin(kind) or kind
+            if type(value) is of or (of is float and type(value) is int):
+                return
+            expected.append("None" if of is type(None) else of.__name__)
+    if any(get_origin(kind) is Literal for kind in kinds):
+        raise ValueError(f"{name}: {value!r} is not supported, expected {' or '.join(expected)}")
+    raise ValueError(f"{name}: {value!r} is a {type(value).__name__}, expected {' or '.join(expected)}")
 
 
 @refuse_unknown_arguments

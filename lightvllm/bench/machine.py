@@ -62,8 +62,7 @@ def _attention(device: torch.device, model: ModelConfig) -> str:
 
 
 def _linear(device: torch.device, dtype: str) -> str:
-    is_packed = kernels.can_pack(torch.empty(0, dtype=getattr(torch, dtype), device=device))
-    return "packed weights" if is_packed else "plain weights"
+    return "packed weights" if kernels.has_fast_linear(device, getattr(torch, dtype)) else "plain weights"
 
 
 def _gpu(index: int) -> dict[str, Any]:

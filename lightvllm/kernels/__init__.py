@@ -19,8 +19,10 @@ logger = logging.getLogger(__name__)
 SCHEMAS = {
     "pack_linear": "(Tensor weight) -> Tensor",
     "packed_linear": "(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor",
-    "pack_quantized": "(Tensor weight, int bits) -> Tensor",
-    "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, int outputs) -> Tensor",
+    "pack_quantized": "(Tensor values, int bits) -> Tensor",
+    "pack_groups": "(Tensor groups) -> Tensor",
+    "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, int bits, "
+    "int group_size, int outputs) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",
     "silu_and_mul": "(Tensor x) -> Tensor",
@@ -78,6 +80,6 @@ write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether `pack_linear` and `packed_linear` have a fast twin for this weight."""
-    return COMPILED and weight.device.type == "cpu" and weight.dtype in COMPILED_TYPES
+def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products with packed weights have a fast twin there."""
+    return COMPILED and device.type == "cpu" and dtype in COMPILED_TYPES

@@ -85,18 +85,50 @@ def paged_attention(
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """The weight as `packed_linear` reads it."""
+    """A weight, [outputs, inputs], as `packed_linear` reads it. Each twin has a layout of its own; here it is as it was."""
     return weight
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-    """y = x W^T + b"""
+    """y = x W^T + b
+
+    x: [num_tokens, inputs]; bias: [outputs] -> [num_tokens, outputs]
+    """
     return F.linear(x, packed, bias)
 
 
-def pack_quantized(weight: Tensor, bits: int) -> Tensor:
-    return weight
+def pack_quantized(values: Tensor, bits: int) -> Tensor:
+    """A quantized weight, [outputs, inputs] uint8, as `quantized_linear` reads it; here as it was."""
+    return values
 
 
-def quantized_linear(x, packed, scales, zeros, bias, bits, group_size, outputs):
-    raise NotImplementedError
+def pack_groups(groups: Tensor) -> Tensor:
+    """A quantized weight's scales or zero points, [outputs, groups], as `quantized_linear` reads them; here as they were."""
+    return groups
+
+
+def quantized_linear(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    outputs: int,
+) -> Tensor:
+    """y = x W^T + b with W = scales (values - zeros), and each row of x rounded to 8 bits (symmetric, its own scale).
+
+    Args:
+        x: [num_tokens, inputs]
+        packed: [outputs, inputs] uint8, of 4 bits below 16.
+        scales, zeros: [outputs, groups] float32 and int32; no zeros: 2^(bits - 1) for all.
+        group_size: neighbouring inputs that share a scale.
+    """
+    inputs = x.shape[1]
+    zero = zeros.repeat_interleave(group_size, dim=1)[:, :inputs] if zeros is not None else 2 ** (bits - 1)
+    weight = (packed.float() - zero) * scales.repeat_interleave(group_size, dim=1)[:, :inputs]
+    scale = x.float().abs().amax(dim=1, keepdim=True) / 127
+    rounded = (x.float() / scale.clamp(min=1e-38)).round()
+    y = F.linear(rounded, weight) * scale
+    return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -1,10 +1,33 @@
 """Linear layers. A model asks for one and never knows whether it is full precision, quantized, sharded or adapted."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightvllm import kernels
+from lightvllm.quantization.rounding import QuantizedProduct
+
+
+class Product(Protocol):
+    """How a linear layer multiplies, once its weight is laid out for serving."""
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x: [num_tokens, in_features] -> [num_tokens, out_features]"""
+        ...
+
+
+class PackedProduct:
+    """In the weight's own type, which lies as the kernel reads it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.packed = torch.ops.lightvllm.pack_linear(weight)
+        self.out_features = len(weight)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        return torch.ops.lightvllm.packed_linear(x, self.packed, bias, self.out_features)
 
 
 class Linear(nn.Module):
@@ -21,21 +44,29 @@ class Linear(nn.Module):
         self.out_features = out_features
         self.weight: Tensor | None = nn.Parameter(torch.empty(sum(out_features), in_features))
         self.bias = nn.Parameter(torch.empty(sum(out_features))) if bias else None
-        self.packed: Tensor | None = None
+        self.product: Product | None = None
 
-    def pack(self) -> None:
-        """Lay the weight out as the CPU's kernel reads it, for inference only; the plain weight is let go.
+    def pack(self, bits: int | None = None) -> None:
+        """Make the layer ready for serving; the plain weight is let go.
 
-        On a GPU, in float16, and without the compiled kernels, the weight stays as it is.
+        Args:
+            bits: 8 or 4 rounds the weight to so many; None keeps it. Where it is kept and there is no kernel for it, on a
+                GPU and in float16, the weight stays as it is.
         """
-        if self.weight is None or not kernels.can_pack(self.weight):
+        if self.weight is None:
             return
-        self.packed = torch.ops.lightvllm.pack_linear(self.weight.detach())
+        weight = self.weight.detach()
+        if bits is not None:
+            self.product = QuantizedProduct.round(weight, bits)
+        elif kernels.has_fast_linear(weight.device, weight.dtype):
+            self.product = PackedProduct(weight)
+        else:
+            return
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, sum(out_features)]"""
-        if self.packed is None:
+        if self.product is None:
             assert self.weight is not None
             return F.linear(x, self.weight, self.bias)
-        return torch.ops.lightvllm.packed_linear(x, self.packed, self.bias, sum(self.out_features))
+        return self.product(x, self.bias)

@@ -27,7 +27,7 @@ class Worker:
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
         model = load_model(path, model_config, self.dtype, self.device)
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        model.pack()
+        model.pack(config.quantization)
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         self.runner = ModelRunner(
             model,

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightvllm import LLM, __version__
+from lightvllm import LLM, __version__, kernels
 from lightvllm.cli.main import main
-from lightvllm.layers.linear import can_pack
 
 
 def test_json(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +20,9 @@ def test_json(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(machine["gpus"]) == torch.cuda.device_count()
     assert 0 < machine["memory"]["available"] < machine["memory"]["total"]
     for dtype in ("float32", "bfloat16", "float16"):
-        assert machine["linear"]["cpu"][dtype].startswith("packed") == can_pack(getattr(torch, dtype))
+        assert machine["linear"]["cpu"][dtype].startswith("packed") == kernels.has_fast_linear(
+            torch.device("cpu"), getattr(torch, dtype)
+        )
 
 
 def test_the_attention_named_is_the_one_used(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

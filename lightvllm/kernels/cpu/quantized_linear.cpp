@@ -239,8 +239,20 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
   return packed;
 }
 
-// x: [rows, inputs]; packed: see pack_quantized; scales: [panels, groups, PANEL] float32; zeros: the same, int32, or none
-// for 2^(bits - 1); group_size: inputs that share a scale, a multiple of 8; bias: [outputs] -> [rows, outputs]
+// groups: [outputs, groups] of four-byte numbers -> [panels, groups, PANEL], filled up with zeros
+Tensor pack_groups(Tensor groups) {
+  STD_TORCH_CHECK(groups.dim() == 2 && groups.is_contiguous() && groups.element_size() == 4, "pack_groups: float32 or int32");
+  const int64_t outputs = groups.size(0), count = groups.size(1), panels = (outputs + PANEL - 1) / PANEL;
+  Tensor packed = torch::stable::new_empty(groups, {panels, count, PANEL});
+  std::memset(packed.data_ptr(), 0, panels * count * PANEL * 4);
+  for (int64_t n = 0; n < outputs; n++)
+    for (int64_t g = 0; g < count; g++)
+      data<uint32_t>(packed)[(n / PANEL * count + g) * PANEL + n % PANEL] = data<uint32_t>(groups)[n * count + g];
+  return packed;
+}
+
+// x: [rows, inputs]; packed: see pack_quantized; scales: see pack_groups, float32; zeros: the same, int32, or none for
+// 2^(bits - 1); group_size: inputs that share a scale, a multiple of 8; bias: [outputs] -> [rows, outputs]
 Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
                         int64_t bits, int64_t group_size, int64_t outputs) {
   const int64_t rows = x.size(0), inputs = x.size(1), panels = packed.size(0), steps = packed.size(1);
@@ -303,6 +315,7 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
 
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
   m.impl("pack_quantized", TORCH_BOX(&pack_quantized));
+  m.impl("pack_groups", TORCH_BOX(&pack_groups));
   m.impl("quantized_linear", TORCH_BOX(&quantized_linear));
 }
 
