@@ -80,7 +80,9 @@ def _add_fields(
 
 def _argument(field: dataclasses.Field[Any]) -> dict[str, Any]:
     """How argparse reads a value of the field's type."""
-    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    # A Literal or None is a union of another kind than a class or None.
+    is_union = typing.get_origin(field.type) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(field.type) if is_union else (field.type,)
     is_optional = types.NoneType in kinds
     kind = next(kind for kind in reversed(kinds) if kind is not types.NoneType)  # of `str | list[str]` the list
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
