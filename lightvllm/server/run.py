@@ -39,7 +39,9 @@ def run_server(engine_config: EngineConfig, config: ServerConfig, debug: bool = 
         ValueError: a setting or a checkpoint that does not work.
     """
     configure_logging(config.log_format, "DEBUG" if debug else "INFO")
-    logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")  # when it starts and stops is said here
+    # When it starts and stops is said here; that an answer was left unfinished, where it was.
+    logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.getMessage())
     config.api_keys()  # whether they can be read
     listener = _bind(config)
     with contextlib.closing(listener):
@@ -153,6 +155,8 @@ def _bind(config: ServerConfig) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: connections whose client reads nothing are closed
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(config.client_timeout * 1000))
         listener.bind(address)
     except OSError as error:
         raise ValueError(f"host, port: cannot listen on {config.host}:{config.port}: {error}") from None
