@@ -193,7 +193,7 @@ def main() -> None:
 
 
 def _end_with_the_front() -> None:
-    """Have the kernel kill this process when the front dies, amid a step or hung; where not on Linux, the step goes first."""
+    """Have the kernel kill this process when the front dies, also amid a step. Not on Linux, it ends after the step."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
