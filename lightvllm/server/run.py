@@ -41,7 +41,7 @@ def run_server(engine_config: EngineConfig, config: ServerConfig, debug: bool = 
     configure_logging(config.log_format, "DEBUG" if debug else "INFO")
     # When it starts and stops is said here; that an answer was left unfinished, where it was.
     logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.getMessage())
+    logging.getLogger("uvicorn.error").addFilter(lambda line: "without completing response" not in line.getMessage())
     config.api_keys()  # whether they can be read
     listener = _bind(config)
     with contextlib.closing(listener):
