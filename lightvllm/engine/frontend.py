@@ -14,6 +14,7 @@ from lightvllm.hub import resolve_model
 from lightvllm.model_config import ModelConfig, read_generation_config
 from lightvllm.sampling_params import SamplingParams, validate_for_model
 from lightvllm.seeds import request_seed
+from lightvllm.structured import check_structured_outputs
 
 
 class Frontend:
@@ -93,6 +94,8 @@ class Frontend:
                     raise ParameterError(name, f"{name}: text needs a tokenizer, which skip_tokenizer_init left out")
         elif params.bad_words:
             params.resolve_bad_words(self.tokenizer)
+        if params.structured_outputs is not None:
+            check_structured_outputs(params.structured_outputs)
         validate_for_model(params, self.model_config.vocab_size, self.config.max_logprobs)
         return params
 
