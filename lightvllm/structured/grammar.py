@@ -17,15 +17,18 @@ MAX_CHOICES = 4_000
 MAX_CHOICE_CHARACTERS = 4_000
 MAX_ALL_CHOICES_CHARACTERS = 64 * 1024
 
-# What compiling and each later step may cost: in order some 10 ms, 7 ms, 1 ms, and 50 MB. Past them a matcher fails.
+# What compiling and each later step may cost: some tens of milliseconds, and of megabytes. Past them a matcher fails.
 LIMITS = LLParserLimits(
-    initial_lexer_fuel=500_000,
+    initial_lexer_fuel=100_000,
     step_lexer_fuel=100_000,
     step_max_items=10_000,
     max_lexer_states=50_000,
     max_grammar_size=100_000,
+    precompute_large_lexemes=False,
     verbose_errors=False,
 )
+# Do not work out at once all that must come: a short regular expression can force a megabyte.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 # One spelling for each string, so that no key comes twice in two: quotes, and the controls that have a short escape.
 _ESCAPES = 'nrbtf\\"'
 
@@ -48,13 +51,14 @@ def to_grammar(params: StructuredOutputsParams) -> str:
     if params.json_object:
         return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=options)
     if params.regex is not None:
-        return LLMatcher.grammar_from_regex(_without_anchors(params.regex))
+        (only,) = json.loads(LLMatcher.grammar_from_regex(_without_anchors(params.regex)))["grammars"]
+        return str(only["lark_grammar"]) + _NO_FORCING
     if params.choice is not None:
-        return LLMatcher.grammar_from_lark(_choice(params.choice))
+        return _choice(params.choice) + _NO_FORCING
     assert params.grammar is not None
     if len(params.grammar) > MAX_GRAMMAR_CHARACTERS:
         raise refusal(f"grammar has {len(params.grammar)} of at most {MAX_GRAMMAR_CHARACTERS} characters")
-    return LLMatcher.grammar_from_lark(prepared(params.grammar, options))
+    return prepared(params.grammar, options) + _NO_FORCING
 
 
 def json_options(params: StructuredOutputsParams) -> Any:

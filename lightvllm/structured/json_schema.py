@@ -8,6 +8,7 @@ library), and what would take it too long.
 import difflib
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,13 +29,11 @@ from lightvllm.structured.json_values import (
 )
 
 # Each keeps the time to compile a schema, and the stack that it takes, far from what hurts.
-MAX_CHARACTERS = 256 * 1024
+MAX_CHARACTERS = 128 * 1024
 MAX_DEPTH = 50
-MAX_SUBSCHEMAS = 4_000
 MAX_PROPERTIES = 400  # of one object
 MAX_PATTERN_PROPERTIES = 20  # of one object
 MAX_REFERENCED = 100
-MAX_ALL_PATTERNS_CHARACTERS = 20_000
 
 # These say nothing of what is valid.
 _ANNOTATIONS = frozenset(["title", "description", "default", "example", "examples", "deprecated", "$comment"])
@@ -72,10 +71,34 @@ def parse_schema(text: str) -> Any:
         raise refusal(f"json is not JSON: {error}") from None
 
 
-def enforceable(schema: Any, is_closed: bool = False) -> dict[str, Any]:
+@dataclass
+class Budget:
+    """How much the schemas of one request may have, together.
+
+    Attributes:
+        schemas: one in another or side by side, and the lists and objects in const and enum.
+        pattern_characters: of all regular expressions.
+        remainders: the sum of what multipleOf asks for.
+    """
+
+    schemas: int = 2_000
+    pattern_characters: int = 20_000
+    remainders: int = MAX_MULTIPLE_OF
+
+    def take(self, name: str, amount: int = 1) -> None:
+        """Use some of it up, or refuse."""
+        left = getattr(self, name) - amount
+        if left < 0:
+            most = getattr(Budget, name)
+            raise refusal(f"json: too much to enforce in good time: more than {most} {name.replace('_', ' ')}")
+        setattr(self, name, left)
+
+
+def enforceable(schema: Any, is_closed: bool = False, budget: Budget | None = None) -> dict[str, Any]:
     """The schema without its annotations, and with patterns in place of some formats.
 
     Args:
+        budget: is used up; a request's schemas share one.
         is_closed: schemas with "properties" and without a word about others allow none.
 
     Raises:
@@ -83,7 +106,7 @@ def enforceable(schema: Any, is_closed: bool = False) -> dict[str, Any]:
     """
     if not isinstance(schema, dict):
         raise refusal(f"json must be a JSON schema, an object, but is {type(schema).__name__}")
-    walk = _Walk(is_closed)
+    walk = _Walk(is_closed, budget or Budget())
     try:
         cleaned = walk.clean(schema, "#", 0)
         walk.finish()
@@ -99,12 +122,11 @@ def enforceable(schema: Any, is_closed: bool = False) -> dict[str, Any]:
 class _Walk:
     """One look at a schema and all those in it."""
 
-    def __init__(self, is_closed: bool) -> None:
+    def __init__(self, is_closed: bool, budget: Budget) -> None:
         self.is_closed = is_closed
+        self.budget = budget
         self.schemas: dict[str, Any] = {}  # place -> cleaned
         self.references: dict[str, str] = {}  # target -> a place that refers to it
-        self.num_schemas = 0
-        self.num_pattern_characters = 0
         self.is_combined = False  # some value has to fit two schemas at once
         self.numbers: dict[str, set[float]] = {keyword: set() for keyword in _BOUNDS}
         self.multiples: set[int] = set()
@@ -116,11 +138,9 @@ class _Walk:
             return schema
         if not isinstance(schema, dict):
             raise refusal(f"json: the schema at {place} must be an object or a boolean, not {type(schema).__name__}")
-        self.num_schemas += 1
-        if depth > MAX_DEPTH or self.num_schemas > MAX_SUBSCHEMAS:
-            raise refusal(
-                f"json: at most {MAX_SUBSCHEMAS} schemas in each other, {MAX_DEPTH} deep, can be enforced in good time"
-            )
+        self.budget.take("schemas")
+        if depth > MAX_DEPTH:
+            raise refusal(f"json: the schemas in each other are more than {MAX_DEPTH} deep")
         cleaned: dict[str, Any] = {}
         self.schemas[place] = cleaned
         for keyword, value in schema.items():
@@ -165,13 +185,16 @@ class _Walk:
             self.numbers[keyword].add(float(value))
         elif keyword == "multipleOf":
             check_multiple_of(value, place)
-            self.multiples.add(coefficient(value))
+            if coefficient(value) not in self.multiples:
+                self.multiples.add(coefficient(value))
+                self.budget.take("remainders", coefficient(value))
         elif keyword == "type":
             check_type(value, place)
         elif keyword in ("enum", "const"):
             if keyword == "enum" and (not isinstance(value, list) or not value):
                 raise refusal(f"json: enum at {place} must be a list of at least one value")
-            numbers = set(check_literal(keyword, value, place))
+            numbers, num_containers = check_literal(keyword, value, place)
+            self.budget.take("schemas", num_containers)
             self.numbers["minimum"] |= numbers
             self.numbers["maximum"] |= numbers
         elif keyword == "pattern":
@@ -189,7 +212,7 @@ class _Walk:
 
     def _pattern(self, keyword: str, value: Any, place: str) -> None:
         check_pattern(keyword, value, place)
-        self.num_pattern_characters += len(value)
+        self.budget.take("pattern_characters", len(value))
 
     def _together(self, schema: dict[str, Any], place: str) -> None:
         """What depends on several keywords of a schema; rewrites some."""
@@ -222,8 +245,6 @@ class _Walk:
 
     def finish(self) -> None:
         """What depends on the whole schema."""
-        if self.num_pattern_characters > MAX_ALL_PATTERNS_CHARACTERS:
-            raise refusal(f"json: all pattern together have more than {MAX_ALL_PATTERNS_CHARACTERS} characters")
         if len(self.references) > MAX_REFERENCED:
             raise refusal(f"json: $ref points to more than {MAX_REFERENCED} places")
         for target, place in self.references.items():

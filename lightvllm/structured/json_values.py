@@ -11,6 +11,7 @@ LARGEST_NUMBER = 2**53
 MAX_MULTIPLE_OF = 10_000  # the matcher keeps one state for each remainder
 MAX_PATTERN_CHARACTERS = 1_000
 MAX_REPETITIONS = 10_000
+MAX_LITERAL_CHARACTERS = 10_000
 _MAX_COUNT = 2**31 - 1
 
 _DATE = (
@@ -95,15 +96,30 @@ def check_format(value: Any, place: str) -> None:
         raise refusal(f"json: format at {place} is {_shown(value)}, which cannot be enforced: {', '.join(FORMATS)} can")
 
 
-def check_literal(keyword: str, value: Any, place: str) -> list[float]:
-    """A value of const or enum, of which the text is known exactly; returns the numbers in it."""
-    if isinstance(value, str) and _UNSPELLABLE.search(value):
+def check_literal(keyword: str, value: Any, place: str) -> tuple[set[float], int]:
+    """A value of const or enum, of which the text is known exactly; returns the numbers in it, and how many lists and
+    objects it is made of."""
+    numbers: set[float] = set()
+    num_containers = 0
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, list | dict):
+            num_containers += 1
+            left += [*part, *part.values()] if isinstance(part, dict) else part
+        elif isinstance(part, str):
+            _check_literal_string(keyword, part, place)
+        elif isinstance(part, int | float) and not isinstance(part, bool):
+            check_number(keyword, part, place)
+            numbers.add(float(part))
+    return numbers, num_containers
+
+
+def _check_literal_string(keyword: str, value: str, place: str) -> None:
+    if len(value) > MAX_LITERAL_CHARACTERS:
+        raise refusal(f"json: {keyword} at {place} has a string of more than {MAX_LITERAL_CHARACTERS} characters")
+    if _UNSPELLABLE.search(value):
         raise refusal(f"json: {keyword} at {place}: {_shown(value)} has a control character, which cannot be enforced")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        check_number(keyword, value, place)
-        return [value]
-    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [number for part in parts for number in check_literal(keyword, part, place)]
 
 
 def check_names(keyword: str, value: Any, place: str) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from lightvllm.structured.errors import refusal
-from lightvllm.structured.json_schema import enforceable
+from lightvllm.structured.json_schema import Budget, enforceable
 from lightvllm.structured.json_values import check_repetitions
 
 MAX_CHARACTERS = 64 * 1024
-# llguidance follows the rules one in another on the stack, and takes the square of their number.
+# llguidance follows the rules one in another on the stack, and takes the square of the number of symbols.
 MAX_RULES = 500
+MAX_SYMBOLS = 3_000
 
 # What in a grammar is a text of its own. Anything else that has a quote or a slash is malformed.
 _PIECE = re.compile(
@@ -38,6 +39,7 @@ def prepared(grammar: str, json_options: dict[str, Any]) -> str:
     except Exception as error:  # it raises bare ones
         problem = str(error)[:300] if type(error) in (Exception, GbnfToLarkError) else "it cannot be read"
         raise refusal(f"grammar has no rule 'start:' as Lark's have, and is no GBNF: {problem}") from None
+    budget = Budget()
     pieces: list[str] = []  # of the grammar that llguidance gets
     outside: list[str] = []  # what is no text of its own
     position = 0
@@ -47,7 +49,7 @@ def prepared(grammar: str, json_options: dict[str, Any]) -> str:
         piece = found[0]
         if found["json"]:
             schema, position = _schema(text, position)
-            piece += json.dumps(enforceable(schema) | {"x-guidance": json_options})
+            piece += json.dumps(enforceable(schema, budget=budget) | {"x-guidance": json_options})
         elif found["bad"]:
             raise refusal(f"grammar: {found[0]} at character {found.start()} begins nothing that ends in its line")
         elif found["regex"]:
@@ -56,10 +58,10 @@ def prepared(grammar: str, json_options: dict[str, Any]) -> str:
             raise refusal(f"grammar: {found[0][:60]} is a token, but a grammar is of text")
         elif found["directive"] and found[0] not in _DIRECTIVES:
             raise refusal(f"grammar: {found[0][:60]} is not supported; {', '.join(_DIRECTIVES)} and %json are")
-        pieces += [between, piece]
-        outside += [between, "\n" if found["comment"] else " "]
         if found["directive"] == "%llguidance":
-            position = _skip_empty_options(text, position, pieces)
+            position, piece = _end_of_empty_options(text, position), ""
+        pieces += [between, piece]
+        outside += [between, "\n" if found["comment"] else " _ "]
     pieces.append(text[position:])
     _check_outside("".join([*outside, text[position:]]))
     return "".join(pieces)
@@ -76,19 +78,21 @@ def _schema(text: str, position: int) -> tuple[Any, int]:
     return schema, end
 
 
-def _skip_empty_options(text: str, position: int, pieces: list[str]) -> int:
+def _end_of_empty_options(text: str, position: int) -> int:
     found = re.compile(r"\s*\{\s*\}").match(text, position)
     if found is None:
         raise refusal("grammar: %llguidance takes no options here, only {}")
-    pieces.append(found[0])
     return found.end()
 
 
 def _check_outside(text: str) -> None:
     """Bounds and attributes, of what is left of a grammar without its strings and regular expressions."""
-    num_rules = text.count(":")
-    if num_rules > MAX_RULES:
-        raise refusal(f"grammar has {num_rules} rules, but at most {MAX_RULES} can be compiled in good time")
+    num_rules, num_symbols = text.count(":"), len(re.findall(r"\w+", text))
+    if num_rules > MAX_RULES or num_symbols > MAX_SYMBOLS:
+        raise refusal(
+            f"grammar has {num_rules} rules and {num_symbols} symbols, but at most {MAX_RULES} and {MAX_SYMBOLS} can "
+            "be compiled in good time"
+        )
     for found in _ATTRIBUTES.finditer(text):
         if found[1].strip() != "lazy":
             raise refusal(f"grammar: the attribute [{found[1].strip()[:60]}] is not supported, only [lazy] is")
