@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from lightvllm.errors import ParameterError
 from lightvllm.server.errors import ApiError
-from lightvllm.server.limits import MAX_JSON_DEPTH
+from lightvllm.server.limits import MAX_JSON_DEPTH, MAX_JSON_KEYS
 from lightvllm.server.protocol.base import show
 
 # Bodies from this size on are parsed in a thread: the event loop has others to serve.
@@ -105,6 +105,8 @@ def _malformed(what: str) -> ApiError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_JSON_KEYS:
+        raise _malformed(f"an object has {len(pairs)} keys, expected at most {MAX_JSON_KEYS}")
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()

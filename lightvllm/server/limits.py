@@ -24,11 +24,14 @@ MAX_STRUCTURE_CHARACTERS = 2**18
 MAX_CHOICES = 4096
 MAX_TIMEOUT = 24 * 3600.0
 MAX_JSON_DEPTH = 128
+MAX_JSON_KEYS = 2**14  # of one object
 # A text with more characters per token than this has never been seen; one that could not fit is not even tokenized.
 MAX_CHARACTERS_PER_TOKEN = 128
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=INT64_MAX)]
+# fail_fast: the first mistake is enough; an error for each of a million items would take gigabytes.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 # What reaches logs, headers and cache keys: short, and of characters that show.
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x20-\x7e]+$")]

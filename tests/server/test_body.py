@@ -98,6 +98,7 @@ def test_a_compressed_body_is_refused() -> None:
         (b'{"a": ' * 50_000 + b"1" + b"}" * 50_000, "nested more than"),
         (b"[" * 100_000, "nested more than"),
         (b"\xef\xbb\xbf{}", "BOM"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(20_000)) + b"}", "20000 keys"),
     ],
 )
 def test_malformed_json_is_refused_with_where_and_why(body: bytes, says: str) -> None:
