@@ -378,6 +378,22 @@ def test_a_long_list_is_read_up_to_its_first_mistake(model: Any, fields: dict[st
     assert caught.value.error_count() == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_token_ids", [5] * 10_000),
+        ("stop_token_ids", [5] * 1000),
+        ("logit_bias", {str(i): 1 for i in range(1000)}),
+        ("bad_words", ["x" * 250] * 100),
+    ],
+)
+def test_lists_that_every_completion_carries_are_bounded_together(name: str, value: Any) -> None:
+    assert getattr(completion(**{name: value}, n=8), name) == value
+    assert refused_name(completion, **{name: value}, n=2000) == name
+    assert refused_name(completion, **{name: value}, n=20, prompt=["a"] * 100) == name
+    assert refused_name(chat, **{name: value}, n=2000) == name
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -60,6 +60,11 @@ class CompletionRequest(GenerationFields):
         return self.prompt
 
     @property
+    def num_completions(self) -> int:
+        """Of all prompts together."""
+        return self.n * len(self.prompts)
+
+    @property
     def is_echo_only(self) -> bool:
         """Whether only the prompt is asked for: the engine makes one token, which is not part of the answer."""
         return self.max_tokens == 0

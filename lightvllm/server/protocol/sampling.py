@@ -137,7 +137,25 @@ class GenerationFields(StructureFields):
             raise ParameterError("truncate_prompt_tokens", "truncate_prompt_tokens: 0 leaves nothing of the prompt")
         if self.prompt_logprobs is not None and self.stream:
             raise ParameterError("prompt_logprobs", "prompt_logprobs: not with stream true")
+        self._check_carried()
         return self
+
+    @property
+    def num_completions(self) -> int:
+        """Of all prompts together."""
+        return self.n
+
+    def _check_carried(self) -> None:
+        """Refuse lists that are short, but not for so many completions."""
+        for name in ("allowed_token_ids", "logit_bias", "stop_token_ids", "bad_words"):
+            value = getattr(self, name) or ()
+            size = sum(map(len, value)) if name == "bad_words" else len(value)
+            if size * self.num_completions > limits.MAX_CARRIED_ITEMS:
+                raise ParameterError(
+                    name,
+                    f"{name}: {size} {'characters' if name == 'bad_words' else 'entries'} for each of "
+                    f"{self.num_completions} completions are more than {limits.MAX_CARRIED_ITEMS} together",
+                )
 
     # ---- sampling parameters
 
