@@ -46,6 +46,7 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OTHER = ("type", "enum", "const", "multipleOf", "pattern", "format", "required", "$ref", "uniqueItems")
+_COMBINING = frozenset(["anyOf", "oneOf", "$ref", "enum", "const"])
 KEYWORDS = frozenset([*_ONE, *_LISTS, *_MAPS, *_COUNTS, *_BOUNDS, *_OTHER])
 _HINTS = {
     "nullable": 'write "type": [..., "null"]',
@@ -234,14 +235,9 @@ class _Walk:
             del schema["format"]
             if schema.setdefault("pattern", pattern) != pattern:
                 schema["allOf"] = [*schema.get("allOf", ()), {"pattern": pattern}]
-        own = not {"anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions", "enum", "const", "type"}.issuperset(
-            schema
-        )
-        parts = (
-            own + len(schema.get("allOf", ())) + sum(k in schema for k in ("anyOf", "oneOf", "$ref", "enum", "const"))
-        )
-        doubled = {"minimum", "exclusiveMinimum"} <= schema.keys() or {"maximum", "exclusiveMaximum"} <= schema.keys()
-        self.is_combined |= parts > 1 or doubled
+        has_own = not _COMBINING.union(["allOf", "$defs", "definitions", "type"]).issuperset(schema)
+        self.is_combined |= has_own + len(schema.get("allOf", ())) + len(_COMBINING.intersection(schema)) > 1
+        _check_bounds({keyword: {schema[keyword]} if keyword in schema else set() for keyword in _BOUNDS}, place)
 
     def finish(self) -> None:
         """What depends on the whole schema."""
@@ -259,14 +255,7 @@ class _Walk:
             raise refusal("json: no finite value fits the schema: what it requires requires itself, by $ref")
 
     def _check_combined(self) -> None:
-        for side in ("inimum", "aximum"):
-            both = self.numbers["m" + side] & self.numbers["exclusiveM" + side]
-            if both:
-                # llguidance takes the bound that is closer, and of equal ones the one that includes.
-                raise refusal(
-                    f"json: exclusiveM{side} {min(both):g} cannot be enforced in a schema that combines others and has "
-                    f"the same number in m{side}, enum or const"
-                )
+        _check_bounds(self.numbers, "#")
         product = 1
         for multiple in self.multiples:
             product *= multiple
@@ -294,6 +283,29 @@ class _Walk:
         return ("object" in types and all(self._is_finite(part, finite) for part in named)) or (
             "array" in types and all(self._is_finite(part, finite) for part in items)
         )
+
+
+def _check_bounds(numbers: dict[str, set[float]], place: str) -> None:
+    """Refuse what llguidance gets wrong of an exclusive bound: a value that is the bound itself.
+
+    Of an exclusive and an equal inclusive one it takes the inclusive one; and where a whole number and a fraction less
+    than one away are the bounds, it lets the whole number through.
+    """
+    for exclusive, inclusive, others, sign in (
+        ("exclusiveMinimum", "minimum", ("maximum", "exclusiveMaximum"), 1),
+        ("exclusiveMaximum", "maximum", ("minimum", "exclusiveMinimum"), -1),
+    ):
+        for bound in numbers[exclusive]:
+            if bound in numbers[inclusive]:
+                raise refusal(
+                    f"json: {exclusive} {bound:g} at {place} cannot be enforced together with the same number in "
+                    f"{inclusive}, enum or const"
+                )
+            opposite = numbers[others[0]] | numbers[others[1]]
+            if bound % 1 == 0 and any(0 < sign * (other - bound) < 1 for other in opposite):
+                raise refusal(
+                    f"json: {exclusive} {bound:g} at {place} cannot be enforced with {others[0]} less than one away"
+                )
 
 
 def _unknown(keyword: str, place: str) -> Exception:
