@@ -113,7 +113,7 @@ class ServerConfig:
     )
     trust_request_chat_template: bool = _option(False, "let requests bring chat templates of their own")
     max_request_bytes: int = _option(32 * 2**20, "largest request body")
-    max_queued_requests: int = _option(1024, "requests that may wait or run; more are answered with 503")
+    max_queued_requests: int = _option(1024, "requests (of n > 1: n) that may wait or run; more are answered with 503")
     max_queued_tokens: int = _option(1024 * 1024, "prompt tokens that may wait or run; more are answered with 503")
     max_completions: int = _option(128, "most completions (n) of one request")
     client_timeout: float = _option(60.0, "seconds in which a client must send its request, or read what it is sent")

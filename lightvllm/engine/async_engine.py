@@ -70,7 +70,8 @@ class AsyncEngine:
 
     Args:
         observer: told of steps, tokens, ends and crashes.
-        max_queued_requests, max_queued_tokens: requests, and their prompt tokens, that may wait or run at a time.
+        max_queued_requests, max_queued_tokens: requests, each of their `n` completions counted, and their prompt
+            tokens, that may wait or run at a time. One that is alone is taken, whatever its size.
         engine_timeout: seconds without a step, while there are requests, after which the core counts as hung.
 
     Attributes:
@@ -240,8 +241,8 @@ class AsyncEngine:
             raise ParameterError("request_id", f"request_id: {state.request_id!r} is in use")
         num_tokens = self.num_unfinished_tokens + len(state.prompt.token_ids)
         what = None
-        if self.num_unfinished >= self.max_queued_requests:
-            what = f"{self.num_unfinished} requests wait or run"
+        if len(self._owner_of) + state.params.n > self.max_queued_requests and self._entries:
+            what = f"requests for {len(self._owner_of)} completions wait or run"
         elif num_tokens > self.max_queued_tokens and self._entries:
             what = f"requests with {self.num_unfinished_tokens} prompt tokens wait or run"
         if what is not None:
