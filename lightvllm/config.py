@@ -99,7 +99,7 @@ class ServerConfig:
     )
     ssl_keyfile: str | None = _option(None, "TLS: file with the private key")
     ssl_certfile: str | None = _option(None, "TLS: file with the certificate")
-    ssl_ca_certs: str | None = _option(None, "TLS: file with the certificates that clients are checked against")
+    ssl_ca_certs: str | None = _option(None, "TLS: file with the authorities that clients must have a certificate of")
     root_path: str = _option("", "path under which a proxy serves this server")
     log_format: Literal["text", "json"] = _option("text", "how log lines look")
     access_log: bool = _option(True, "log a line for each request")
@@ -133,6 +133,8 @@ class ServerConfig:
             raise ValueError(f"port: {self.port} is out of range, expected 0 to 65535")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("ssl_keyfile, ssl_certfile: one goes with the other")
+        if self.ssl_ca_certs is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_ca_certs: only with ssl_keyfile and ssl_certfile")
 
     def api_keys(self) -> frozenset[str]:
         """Every key that is accepted: given, in the file, and in the environment. Empty: none is asked for.

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ def run_server(engine_config: EngineConfig, config: ServerConfig, debug: bool = 
     logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")
     logging.getLogger("uvicorn.error").addFilter(lambda line: "without completing response" not in line.getMessage())
     config.api_keys()  # whether they can be read
+    check_certificates(config)
     listener = _bind(config)
     with contextlib.closing(listener):
         return asyncio.run(_Server(engine_config, config, listener).run())
@@ -133,6 +135,7 @@ class _Server:
                 ssl_keyfile=self.config.ssl_keyfile,
                 ssl_certfile=self.config.ssl_certfile,
                 ssl_ca_certs=self.config.ssl_ca_certs,
+                ssl_cert_reqs=ssl.CERT_NONE if self.config.ssl_ca_certs is None else ssl.CERT_REQUIRED,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT,
             )
         )
@@ -145,6 +148,27 @@ class _Server:
             sys.stderr.flush()
             os._exit(128 + number)
         self.stop_asked.set()
+
+
+def check_certificates(config: ServerConfig) -> None:
+    """Find out before the model is loaded whether the files of TLS are of use.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if config.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except OSError as error:  # of malformed files, too
+        files = f"{config.ssl_certfile!r} and {config.ssl_keyfile!r}"
+        raise ValueError(f"ssl_certfile, ssl_keyfile: {files} are no certificate and its key: {error}") from None
+    try:
+        if config.ssl_ca_certs is not None:
+            context.load_verify_locations(config.ssl_ca_certs)
+    except OSError as error:
+        raise ValueError(f"ssl_ca_certs: {config.ssl_ca_certs!r} has no certificates: {error}") from None
 
 
 def _bind(config: ServerConfig) -> socket.socket:
