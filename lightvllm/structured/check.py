@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from lightvllm.sampling_params import StructuredOutputsParams
@@ -41,7 +40,7 @@ def _check_whitespace(pattern: str) -> None:
     # What matches the pattern and is not white space must not exist.
     other = f"start: OTHER\nOTHER: /{pattern}/ & ~/[ \\t\\n\\r]*/\n"
     matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(other), log_level=0, limits=LIMITS)
-    is_possible = np.frombuffer(matcher.compute_bitmask(), np.uint8).any()
+    is_possible = any(matcher.compute_bitmask())
     if is_possible and not matcher.is_error():
         raise refusal(f"whitespace_pattern {pattern!r} matches more than JSON's white space: space, \\t, \\n, \\r")
 
@@ -55,6 +54,8 @@ def _reason(matcher: LLMatcher) -> str:
             "oneOf can only be enforced where its options plainly exclude each other, by their types or by the const "
             "of a required property; anyOf may do"
         )
+    if lines[0].startswith("regex parse error"):
+        lines[0] = "a pattern cannot be read:"
     details = [line for line in lines[1:] if line.startswith("error: ")]  # of a regular expression, behind a drawing
     return " ".join([lines[0], *details])[:300]
 

@@ -265,7 +265,7 @@ class _Walk:
     def _is_finite(self, schema: Any, finite: set[str]) -> bool:
         """Whether some finite value may fit, when the `$ref`s to `finite` have one: by what is required of it."""
         if isinstance(schema, bool):
-            return schema
+            return True
         if "$ref" in schema and unquote(schema["$ref"]) not in finite:
             return False
         options = [schema[keyword] for keyword in ("anyOf", "oneOf") if keyword in schema]
