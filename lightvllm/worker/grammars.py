@@ -42,7 +42,11 @@ class Grammars:
         from lightvllm.structured.matcher import Matcher
 
         output = request.token_ids[request.num_prompt_tokens :]
-        self.matchers[row] = Matcher(self._tokenizer.result, params.structured_outputs, request.eos_token_ids, output)
+        # The completions of one request: compiling for each of a hundred would hold all others up for seconds.
+        twin = next((other for other in self.matchers.values() if other.params == params.structured_outputs), None)
+        self.matchers[row] = Matcher(
+            self._tokenizer.result, params.structured_outputs, request.eos_token_ids, output, twin
+        )
         self._ignored[row] = np.array(request.eos_token_ids if params.ignore_eos else [], np.int64)
 
     def remove(self, row: int) -> None:

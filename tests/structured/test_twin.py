@@ -1,5 +1,7 @@
 """A matcher made of another one's compiled grammar is as one that was compiled itself."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from llguidance import LLTokenizer
@@ -37,7 +39,7 @@ def test_a_twin_begins_at_the_start_and_goes_its_own_way(tokenizer: LLTokenizer,
         first.consume(written[-1:])
     follows = mask(first)
 
-    compiled = iter([])  # a twin compiles nothing: it asks for no tokenizer
+    compiled: Iterator[LLTokenizer] = iter([])  # a twin compiles nothing: it asks for no tokenizer
     twin = Matcher(lambda: next(compiled), FORMS[form], [END], twin=first)
     assert mask(twin) == start
     twin.consume(written)
