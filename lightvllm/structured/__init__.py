@@ -4,6 +4,11 @@ The front checks what users send (`check_structured_outputs`); the worker follow
 (`lightvllm.structured.matcher`).
 """
 
-from lightvllm.structured.check import check_structured_outputs
+from lightvllm.sampling_params import StructuredOutputsParams
 
-__all__ = ["check_structured_outputs"]
+
+def check_structured_outputs(params: StructuredOutputsParams) -> None:
+    """See `lightvllm.structured.check.check_structured_outputs`; its first call imports llguidance."""
+    from lightvllm.structured.check import check_structured_outputs as check
+
+    check(params)
