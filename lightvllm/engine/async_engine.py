@@ -103,7 +103,7 @@ class AsyncEngine:
         self.max_queued_requests = max_queued_requests
         self.max_queued_tokens = max_queued_tokens
         self.num_unfinished_tokens = 0
-        self._observer = observer or Observers()
+        self._observer = Observers(*([] if observer is None else [observer]))
         self._entries: dict[str, _Entry] = {}
         self._unsubmitted: dict[str, _Entry] = {}  # those of them that the core does not have
         self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
