@@ -22,7 +22,7 @@ def requests() -> list[dict[str, Any]]:
             "extra_body": {"return_token_ids": True, "ignore_eos": True},
         }
         for table in TABLES
-        for length in (1, 5, 12, 20)
+        for length in (1, 4, 8, 12)
     ]
 
 

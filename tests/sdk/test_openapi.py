@@ -26,10 +26,10 @@ CHECKS = [
 ]
 SMALL = {"max_model_len": 96, "kv_cache_memory_bytes": 4 << 20, "max_completions": 4}
 OPERATIONS = {
-    "POST /v1/completions": 40,
-    "POST /v1/chat/completions": 40,
-    "POST /tokenize": 25,
-    "POST /detokenize": 20,
+    "POST /v1/completions": 25,
+    "POST /v1/chat/completions": 25,
+    "POST /tokenize": 12,
+    "POST /detokenize": 12,
     "GET /v1/models": 3,
     "GET /v1/models/{model_id}": 15,
     "GET /ping": 2,
