@@ -327,7 +327,8 @@ class AsyncEngine:
             return
         state, metrics = entry.state, entry.state.metrics
         if output.error is not None:
-            self._fail(entry, RequestFailed("engine", output.error))
+            is_about_structure = output.error.startswith("structured_outputs:")
+            self._fail(entry, RequestFailed("structure" if is_about_structure else "engine", output.error))
             return
         first, last = metrics.first_token_time, state.completions[index].last_token_time
         if state.append(index, output):

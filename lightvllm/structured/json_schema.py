@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from lightvllm.structured.errors import refusal
+from lightvllm.structured.errors import refusal, unenforceable
 from lightvllm.structured.json_values import (
     FORMAT_PATTERNS,
     MAX_MULTIPLE_OF,
@@ -63,11 +63,11 @@ def parse_schema(text: str) -> Any:
         ParameterError: it is no JSON, or too long or too deep to look at.
     """
     if len(text) > MAX_CHARACTERS:
-        raise refusal(f"json: the schema has {len(text)} of at most {MAX_CHARACTERS} characters")
+        raise unenforceable(f"json: the schema has {len(text)} of at most {MAX_CHARACTERS} characters")
     try:
         return json.loads(text)
     except RecursionError:
-        raise refusal("json: the schema is nested too deep") from None
+        raise unenforceable("json: the schema is nested too deep") from None
     except ValueError as error:
         raise refusal(f"json is not JSON: {error}") from None
 
@@ -91,7 +91,7 @@ class Budget:
         left = getattr(self, name) - amount
         if left < 0:
             most = getattr(Budget, name)
-            raise refusal(f"json: too much to enforce in good time: more than {most} {name.replace('_', ' ')}")
+            raise unenforceable(f"json: too much to enforce in good time: more than {most} {name.replace('_', ' ')}")
         setattr(self, name, left)
 
 
@@ -113,7 +113,7 @@ def enforceable(schema: Any, is_closed: bool = False, budget: Budget | None = No
         walk.finish()
         json.dumps(cleaned, ensure_ascii=False).encode()
     except RecursionError:
-        raise refusal("json: the schema is nested too deep") from None
+        raise unenforceable("json: the schema is nested too deep") from None
     except UnicodeEncodeError:
         raise refusal("json: the schema has half of a surrogate pair, which is no character") from None
     assert isinstance(cleaned, dict)
@@ -141,7 +141,7 @@ class _Walk:
             raise refusal(f"json: the schema at {place} must be an object or a boolean, not {type(schema).__name__}")
         self.budget.take("schemas")
         if depth > MAX_DEPTH:
-            raise refusal(f"json: the schemas in each other are more than {MAX_DEPTH} deep")
+            raise unenforceable(f"json: the schemas in each other are more than {MAX_DEPTH} deep")
         cleaned: dict[str, Any] = {}
         self.schemas[place] = cleaned
         for keyword, value in schema.items():
@@ -209,7 +209,7 @@ class _Walk:
                 raise refusal(f"json: $ref at {place} is {value!r}, but must point into the schema itself: '#/...'")
             self.references.setdefault(unquote(value), place)
         elif value is not False:
-            raise refusal(f"json: the keyword {keyword!r} at {place} cannot be enforced")  # uniqueItems
+            raise unenforceable(f"json: the keyword {keyword!r} at {place} cannot be enforced")  # uniqueItems
 
     def _pattern(self, keyword: str, value: Any, place: str) -> None:
         check_pattern(keyword, value, place)
@@ -220,12 +220,14 @@ class _Walk:
         schema.pop("uniqueItems", None)
         names = {*schema.get("properties", ()), *schema.get("required", ())}
         if len(names) > MAX_PROPERTIES:
-            raise refusal(f"json: properties at {place}: {len(names)} are named, but at most {MAX_PROPERTIES} can be")
+            raise unenforceable(
+                f"json: properties at {place}: {len(names)} are named, but at most {MAX_PROPERTIES} can be"
+            )
         if len(schema.get("patternProperties", ())) > MAX_PATTERN_PROPERTIES:
-            raise refusal(f"json: patternProperties at {place} has more than {MAX_PATTERN_PROPERTIES} patterns")
+            raise unenforceable(f"json: patternProperties at {place} has more than {MAX_PATTERN_PROPERTIES} patterns")
         if schema.get("minProperties", 0) > len(schema.get("required", ())) + 1:
             # Nothing keeps a key that is not in "properties" from coming twice, which counts once.
-            raise refusal(
+            raise unenforceable(
                 f"json: minProperties at {place} cannot be enforced beyond the required properties and one more"
             )
         if self.is_closed and "properties" in schema and "patternProperties" not in schema:
@@ -242,7 +244,7 @@ class _Walk:
     def finish(self) -> None:
         """What depends on the whole schema."""
         if len(self.references) > MAX_REFERENCED:
-            raise refusal(f"json: $ref points to more than {MAX_REFERENCED} places")
+            raise unenforceable(f"json: $ref points to more than {MAX_REFERENCED} places")
         for target, place in self.references.items():
             if target not in self.schemas:
                 raise refusal(f"json: $ref at {place} points to {target!r}, where there is no schema")
@@ -260,7 +262,9 @@ class _Walk:
         for multiple in self.multiples:
             product *= multiple
         if product > MAX_MULTIPLE_OF:
-            raise refusal(f"json: multipleOf: several that may come together, with a product above {MAX_MULTIPLE_OF}")
+            raise unenforceable(
+                f"json: multipleOf: several that may come together, with a product above {MAX_MULTIPLE_OF}"
+            )
 
     def _is_finite(self, schema: Any, finite: set[str]) -> bool:
         """Whether some finite value may fit, when the `$ref`s to `finite` have one: by what is required of it."""
@@ -297,13 +301,13 @@ def _check_bounds(numbers: dict[str, set[float]], place: str) -> None:
     ):
         for bound in numbers[exclusive]:
             if bound in numbers[inclusive]:
-                raise refusal(
+                raise unenforceable(
                     f"json: {exclusive} {bound:g} at {place} cannot be enforced together with the same number in "
                     f"{inclusive}, enum or const"
                 )
             opposite = numbers[others[0]] | numbers[others[1]]
             if bound % 1 == 0 and any(0 < sign * (other - bound) < 1 for other in opposite):
-                raise refusal(
+                raise unenforceable(
                     f"json: {exclusive} {bound:g} at {place} cannot be enforced with {others[0]} less than one away"
                 )
 
@@ -313,4 +317,6 @@ def _unknown(keyword: str, place: str) -> Exception:
     if keyword not in _HINTS and re.fullmatch(r"\w{3,}", keyword):
         nearest = difflib.get_close_matches(keyword, KEYWORDS, n=1, cutoff=0.85)
         hint = f"did you mean {nearest[0]!r}?" if nearest else ""
-    return refusal(f"json: the keyword {keyword[:60]!r} at {place} cannot be enforced{'; ' if hint else ''}{hint}")
+    return unenforceable(
+        f"json: the keyword {keyword[:60]!r} at {place} cannot be enforced{'; ' if hint else ''}{hint}"
+    )

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from lightvllm.structured.errors import refusal
+from lightvllm.structured.errors import refusal, unenforceable
 
 # From here on a float64, as which llguidance and most JSON readers hold a number, no longer tells integers apart.
 LARGEST_NUMBER = 2**53
@@ -64,7 +64,7 @@ def check_multiple_of(value: Any, place: str) -> None:
     """A positive number of few digits."""
     check_number("multipleOf", value, place)
     if not (value >= 1e-6 and coefficient(value) <= MAX_MULTIPLE_OF):
-        raise refusal(
+        raise unenforceable(
             f"json: multipleOf at {place} is {value}, but can only be enforced from 1e-06 on, and where its digits "
             f"make a number of at most {MAX_MULTIPLE_OF}"
         )
@@ -74,7 +74,7 @@ def check_repetitions(field: str, regex: str) -> None:
     """Counts in braces that are small enough to be laid out."""
     for found in _REPETITION.finditer(regex):
         if any(int(count) > MAX_REPETITIONS for count in found.groups("") if count):
-            raise refusal(f"{field}: {found[0][:60]} repeats more than {MAX_REPETITIONS} times")
+            raise unenforceable(f"{field}: {found[0][:60]} repeats more than {MAX_REPETITIONS} times")
 
 
 def check_pattern(keyword: str, value: Any, place: str) -> None:
@@ -82,18 +82,22 @@ def check_pattern(keyword: str, value: Any, place: str) -> None:
     if not isinstance(value, str):
         raise refusal(f"json: {keyword} at {place} is {_shown(value)}, but must be a string")
     if len(value) > MAX_PATTERN_CHARACTERS:
-        raise refusal(f"json: {keyword} at {place} has {len(value)} of at most {MAX_PATTERN_CHARACTERS} characters")
+        raise unenforceable(
+            f"json: {keyword} at {place} has {len(value)} of at most {MAX_PATTERN_CHARACTERS} characters"
+        )
     if _UNSPELLABLE.search(value):
-        raise refusal(f"json: {keyword} at {place} has a control character")
+        raise unenforceable(f"json: {keyword} at {place} has a control character")
     check_repetitions(f"json: {keyword} at {place}", value)
     if any(_CLASS_OPERATOR.search(found[1] or "") for found in _CLASS.finditer(value)):
-        raise refusal(f"json: {keyword} at {place}: in brackets, '[', '&&', '--' and '~~' must be escaped")
+        raise unenforceable(f"json: {keyword} at {place}: in brackets, '[', '&&', '--' and '~~' must be escaped")
 
 
 def check_format(value: Any, place: str) -> None:
     """A format that can be enforced."""
     if not isinstance(value, str) or value not in FORMATS:
-        raise refusal(f"json: format at {place} is {_shown(value)}, which cannot be enforced: {', '.join(FORMATS)} can")
+        raise unenforceable(
+            f"json: format at {place} is {_shown(value)}, which cannot be enforced: {', '.join(FORMATS)} can"
+        )
 
 
 def check_literal(keyword: str, value: Any, place: str) -> tuple[set[float], int]:
@@ -117,9 +121,11 @@ def check_literal(keyword: str, value: Any, place: str) -> tuple[set[float], int
 
 def _check_literal_string(keyword: str, value: str, place: str) -> None:
     if len(value) > MAX_LITERAL_CHARACTERS:
-        raise refusal(f"json: {keyword} at {place} has a string of more than {MAX_LITERAL_CHARACTERS} characters")
+        raise unenforceable(f"json: {keyword} at {place} has a string of more than {MAX_LITERAL_CHARACTERS} characters")
     if _UNSPELLABLE.search(value):
-        raise refusal(f"json: {keyword} at {place}: {_shown(value)} has a control character, which cannot be enforced")
+        raise unenforceable(
+            f"json: {keyword} at {place}: {_shown(value)} has a control character, which cannot be enforced"
+        )
 
 
 def check_names(keyword: str, value: Any, place: str) -> None:
