@@ -30,6 +30,9 @@ MAX_JSON_KEYS = 2**14  # of one object
 # A text with more characters per token than this has never been seen; one that could not fit is not even tokenized.
 MAX_CHARACTERS_PER_TOKEN = 128
 
+# Bodies that are being read may together have so many times the bytes that one may have.
+MAX_BODIES = 8
+
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=INT64_MAX)]

@@ -8,7 +8,7 @@ from lightvllm.errors import ParameterError
 from lightvllm.server import limits
 from lightvllm.server.protocol.base import RequestModel, refused
 
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class TextPart(RequestModel):
