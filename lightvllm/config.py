@@ -108,7 +108,7 @@ class ServerConfig:
     )
     ssl_keyfile: str | None = _option(None, "TLS: file with the private key")
     ssl_certfile: str | None = _option(None, "TLS: file with the certificate")
-    ssl_ca_certs: str | None = _option(None, "TLS: file with the certificates that clients are checked against")
+    ssl_ca_certs: str | None = _option(None, "TLS: file with the authorities that clients must have a certificate of")
     root_path: str = _option("", "path under which a proxy serves this server")
     log_format: Literal["text", "json"] = _option("text", "how log lines look")
     access_log: bool = _option(True, "log a line for each request")
@@ -122,7 +122,7 @@ class ServerConfig:
     )
     trust_request_chat_template: bool = _option(False, "let requests bring chat templates of their own")
     max_request_bytes: int = _option(32 * 2**20, "largest request body")
-    max_queued_requests: int = _option(1024, "requests that may wait or run; more are answered with 503")
+    max_queued_requests: int = _option(1024, "requests (of n > 1: n) that may wait or run; more are answered with 503")
     max_queued_tokens: int = _option(1024 * 1024, "prompt tokens that may wait or run; more are answered with 503")
     max_completions: int = _option(128, "most completions (n) of one request")
     client_timeout: float = _option(60.0, "seconds in which a client must send its request, or read what it is sent")
@@ -142,6 +142,8 @@ class ServerConfig:
             raise ValueError(f"port: {self.port} is out of range, expected 0 to 65535")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("ssl_keyfile, ssl_certfile: one goes with the other")
+        if self.ssl_ca_certs is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_ca_certs: only with ssl_keyfile and ssl_certfile")
 
     def api_keys(self) -> frozenset[str]:
         """Every key that is accepted: given, in the file, and in the environment. Empty: none is asked for.

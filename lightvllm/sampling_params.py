@@ -87,16 +87,17 @@ class StructuredOutputsParams:
 
     Attributes:
         json: a JSON schema, as a dictionary or as its text; kept as text. The output is a JSON value that fits it.
-        regex: a regular expression (of Rust's `regex` syntax, without anchors) that the whole output matches.
+        regex: a regular expression that the whole output matches, in the syntax of Rust's regex crate, without
+            look-around; \\d and \\w mean all of Unicode's digits and letters.
         choice: strings, one of which the output is.
         grammar: a context-free grammar, in Lark's notation or in GBNF, that the whole output follows.
         json_object: True for any JSON object. False is as None.
         disable_any_whitespace: for json and json_object: no white space outside of strings. False allows it wherever
-            JSON does, up to some length.
+            JSON does, of any length.
         whitespace_pattern: for json and json_object: a regular expression of the white space that may stand between
             JSON's tokens, instead of what `disable_any_whitespace` says.
-        disable_additional_properties: for json: a schema of an object that does not mention additionalProperties
-            allows none.
+        disable_additional_properties: for json: a schema with properties that does not mention additionalProperties
+            or patternProperties allows no others.
     """
 
     json: str | dict[str, Any] | None = None
@@ -116,14 +117,18 @@ class StructuredOutputsParams:
             raise _bad_structure(f"json_object is {self.json_object!r}, but must be True, False or None")
         object.__setattr__(self, "json_object", self.json_object or None)
         for name in ("regex", "grammar", "whitespace_pattern"):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
-                raise _bad_structure(f"{name} is {type(getattr(self, name)).__name__}, but must be a string")
+            text = getattr(self, name)
+            if text is not None and not isinstance(text, str):
+                raise _bad_structure(f"{name} is {type(text).__name__}, but must be a string")
         if self.json is not None:
             object.__setattr__(self, "json", _schema_text(self.json))
         if self.choice is not None:
             if not isinstance(self.choice, list | tuple) or not all(isinstance(text, str) for text in self.choice):
                 raise _bad_structure("choice must be a list of strings")
             object.__setattr__(self, "choice", list(self.choice))
+        for text in (self.json, self.regex, self.grammar, self.whitespace_pattern, *(self.choice or ())):
+            if isinstance(text, str) and not _is_unicode(text):
+                raise _bad_structure("there is half of a surrogate pair in it, which is no character")
         given = [name for name in STRUCTURES if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
@@ -321,6 +326,14 @@ def _out_of_bound(name: str, value: Any, bound: str, place: str | None = None) -
 
 def _bad_structure(message: str) -> ParameterError:
     return ParameterError("structured_outputs", f"structured_outputs: {message}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _schema_text(schema: Any) -> str:

@@ -7,6 +7,7 @@ import sys
 import msgspec
 import pytest
 
+from lightvllm.errors import ParameterError
 from lightvllm.sampling_params import SamplingParams, validate_for_model
 
 
@@ -54,8 +55,9 @@ def test_defaults_are_vllms():
     ],
 )
 def test_out_of_bounds_names_field_value_and_bound(field, value, bound):
-    with pytest.raises(ValueError, match=field) as caught:
+    with pytest.raises(ParameterError, match=field) as caught:
         SamplingParams(**{field: value})
+    assert caught.value.parameter == field
     assert bound in str(caught.value)
     shown = {"stop_token_ids": "-1", "logit_bias": "100.5" if 3 in (value if isinstance(value, dict) else ()) else "-1"}
     assert shown.get(field, str(value)) in str(caught.value)
@@ -84,11 +86,13 @@ def test_out_of_bounds_names_field_value_and_bound(field, value, bound):
         ("logit_bias", {"3": 1.0}),
         ("logit_bias", {3: math.nan}),
         ("bad_words", "word"),
+        ("structured_outputs", {"json": {}}),
     ],
 )
 def test_wrong_types_are_value_errors_that_name_the_field(field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(ParameterError, match=field) as caught:
         SamplingParams(**{field: value})
+    assert caught.value.parameter == field
 
 
 def test_stop_needs_text():

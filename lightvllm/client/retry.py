@@ -39,8 +39,8 @@ class RetryPolicy:
         if isinstance(error, APIConnectionError):
             if not error.can_retry:
                 return None
-        elif error.status not in RETRIED_STATUSES:
-            return None
+        elif error.status not in RETRIED_STATUSES or error.code == "deadline_exceeded":
+            return None  # the request's own deadline: its time is up
         # Of all choices that keep clients apart, half of the time fixed and half of it random wastes little.
         backoff = min(self.first_delay * 2 ** (num_failures - 1), self.longest_delay) * random.uniform(0.5, 1.0)
         if error.retry_after is None:

@@ -70,7 +70,8 @@ class AsyncEngine:
 
     Args:
         observer: told of steps, tokens, ends and crashes.
-        max_queued_requests, max_queued_tokens: requests, and their prompt tokens, that may wait or run at a time.
+        max_queued_requests, max_queued_tokens: requests, each of their `n` completions counted, and their prompt
+            tokens, that may wait or run at a time. One that is alone is taken, whatever its size.
         engine_timeout: seconds without a step, while there are requests, after which the core counts as hung.
 
     Attributes:
@@ -102,7 +103,7 @@ class AsyncEngine:
         self.max_queued_requests = max_queued_requests
         self.max_queued_tokens = max_queued_tokens
         self.num_unfinished_tokens = 0
-        self._observer = observer or Observers()
+        self._observer = Observers(*([] if observer is None else [observer]))
         self._entries: dict[str, _Entry] = {}
         self._unsubmitted: dict[str, _Entry] = {}  # those of them that the core does not have
         self._owner_of: dict[str, tuple[_Entry, int]] = {}  # by the core's ids
@@ -240,8 +241,8 @@ class AsyncEngine:
             raise ParameterError("request_id", f"request_id: {state.request_id!r} is in use")
         num_tokens = self.num_unfinished_tokens + len(state.prompt.token_ids)
         what = None
-        if self.num_unfinished >= self.max_queued_requests:
-            what = f"{self.num_unfinished} requests wait or run"
+        if len(self._owner_of) + state.params.n > self.max_queued_requests and self._entries:
+            what = f"requests for {len(self._owner_of)} completions wait or run"
         elif num_tokens > self.max_queued_tokens and self._entries:
             what = f"requests with {self.num_unfinished_tokens} prompt tokens wait or run"
         if what is not None:
@@ -326,7 +327,8 @@ class AsyncEngine:
             return
         state, metrics = entry.state, entry.state.metrics
         if output.error is not None:
-            self._fail(entry, RequestFailed("engine", output.error))
+            is_about_structure = output.error.startswith("structured_outputs:")
+            self._fail(entry, RequestFailed("structure" if is_about_structure else "engine", output.error))
             return
         first, last = metrics.first_token_time, state.completions[index].last_token_time
         if state.append(index, output):

@@ -142,7 +142,7 @@ def _parse_arguments(call: Any) -> None:
     if isinstance(arguments, str):
         try:
             parsed = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = None  # the model's own malformed call, now part of the history: show it as it was
         arguments = parsed if isinstance(parsed, dict) else arguments
     function["arguments"] = arguments

@@ -43,6 +43,9 @@ from lightvllm.model_config import ModelConfig
 
 LENGTH = struct.Struct("<Q")
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+# On a CPU, torch and oneDNN keep a compiled kernel for every number of tokens that a step ever had, 1024 kernels each:
+# hundreds of MB in time, of which the 64 used last do the work as quickly. Read when the first kernel is made.
+KERNEL_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 logger = logging.getLogger(__name__)
 
 
@@ -171,6 +174,8 @@ class CoreServer:
 def main() -> None:
     """Read the settings, load the model, say so, and serve."""
     _end_with_the_front()
+    for name, capacity in KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)
     (length,) = LENGTH.unpack(_read(LENGTH.size))
     settings = msgspec.msgpack.decode(_read(length), type=CoreSettings)
     logging.basicConfig(format="%(message)s", level=settings.log_level)
@@ -193,7 +198,7 @@ def main() -> None:
 
 
 def _end_with_the_front() -> None:
-    """Have the kernel kill this process when the front dies, amid a step or hung; where not on Linux, the step goes first."""
+    """Have the kernel kill this process when the front dies, also amid a step. Not on Linux, it ends after the step."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -8,6 +8,7 @@ called 256 times a step, so a token costs about a microsecond and never more for
 
 from __future__ import annotations
 
+import functools
 from codecs import utf_8_decode
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -44,7 +45,7 @@ class Detokenizer:
         prompt_token_ids: Sequence[int] = (),
     ) -> None:
         self._stream = text_stream(tokenizer, skip_special_tokens, spaces_between_special_tokens, prompt_token_ids)
-        self._matcher = StopMatcher(stop) if stop else None
+        self._matcher = stop_matcher(tuple(stop)) if stop else None
         self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._state = 0  # the matcher's, after all text so far
@@ -199,6 +200,12 @@ class StopMatcher:
 
 
 # ---- text streams
+
+
+@functools.lru_cache(maxsize=16)
+def stop_matcher(stops: tuple[str, ...]) -> StopMatcher:
+    """The matcher of these strings, built once for all the completions of a request and those that follow it."""
+    return StopMatcher(stops)
 
 
 class TextStream(Protocol):

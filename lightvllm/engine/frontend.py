@@ -1,5 +1,6 @@
 """What the front side of an engine knows of its model, and how it makes requests of prompts. No torch, no cache."""
 
+import itertools
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightvllm.hub import resolve_model
 from lightvllm.model_config import ModelConfig, read_generation_config
 from lightvllm.sampling_params import SamplingParams, validate_for_model
 from lightvllm.seeds import request_seed
+from lightvllm.structured import check_structured_outputs
 
 
 class Frontend:
@@ -43,7 +45,7 @@ class Frontend:
             eos = (*eos, self.tokenizer.eos_token_id)
         self.model_config = replace(model_config, eos_token_ids=tuple(dict.fromkeys(eos)))
         self.chat_template = self._read_template(config.chat_template)
-        self.num_requests = 0
+        self._numbers = itertools.count()  # of requests; threads may not be given one twice
         self._last_checked: tuple[SamplingParams, SamplingParams] | None = None  # as given, and ready to use
 
     def tokenize(self, prompt: Prompt, add_special_tokens: bool = True) -> TokenizedPrompt:
@@ -67,8 +69,8 @@ class Frontend:
         if priority and self.config.scheduling_policy != "priority":
             raise ParameterError("priority", 'priority: it only means something with scheduling_policy="priority"')
         params = self._checked(params)
-        seed = request_seed(self.config.seed, self.num_requests) if params.seed is None else params.seed
-        self.num_requests += 1
+        number = next(self._numbers)
+        seed = request_seed(self.config.seed, number) if params.seed is None else params.seed
         return RequestState(
             request_id,
             prompt,
@@ -82,9 +84,10 @@ class Frontend:
 
     def _checked(self, params: SamplingParams) -> SamplingParams:
         """The caller's parameters, which may change while the request runs, checked and copied: once for equal ones."""
-        if self._last_checked is None or self._last_checked[0] != params:
-            self._last_checked = (copy(params), self._check(copy(params)))
-        return self._last_checked[1]
+        last = self._last_checked  # looked at once: another thread may put others there meanwhile
+        if last is None or last[0] != params:
+            last = self._last_checked = (copy(params), self._check(copy(params)))
+        return last[1]
 
     def _check(self, params: SamplingParams) -> SamplingParams:
         if self.tokenizer is None:
@@ -93,6 +96,8 @@ class Frontend:
                     raise ParameterError(name, f"{name}: text needs a tokenizer, which skip_tokenizer_init left out")
         elif params.bad_words:
             params.resolve_bad_words(self.tokenizer)
+        if params.structured_outputs is not None:
+            check_structured_outputs(params.structured_outputs)
         validate_for_model(params, self.model_config.vocab_size, self.config.max_logprobs)
         return params
 

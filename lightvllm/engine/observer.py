@@ -1,9 +1,13 @@
 """Who watches the engine from the front: metrics, logs, traces."""
 
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 from lightvllm.engine.messages import EngineReady, StepReport
 from lightvllm.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,35 +60,35 @@ class EngineObserver:
 
 
 class Observers(EngineObserver):
-    """Several observers as one."""
+    """Several observers as one. When one of them fails that is logged, and no reason for anybody else to stop."""
 
     def __init__(self, *observers: EngineObserver) -> None:
         self._observers = observers
 
     def on_ready(self, ready: EngineReady) -> None:
-        for observer in self._observers:
-            observer.on_ready(ready)
+        self._tell("on_ready", ready)
 
     def on_add(self, request_id: str) -> None:
-        for observer in self._observers:
-            observer.on_add(request_id)
+        self._tell("on_add", request_id)
 
     def on_step(self, report: StepReport) -> None:
-        for observer in self._observers:
-            observer.on_step(report)
+        self._tell("on_step", report)
 
     def on_first_token(self, seconds: float) -> None:
-        for observer in self._observers:
-            observer.on_first_token(seconds)
+        self._tell("on_first_token", seconds)
 
     def on_inter_token(self, seconds: float) -> None:
-        for observer in self._observers:
-            observer.on_inter_token(seconds)
+        self._tell("on_inter_token", seconds)
 
     def on_finish(self, record: RequestRecord) -> None:
-        for observer in self._observers:
-            observer.on_finish(record)
+        self._tell("on_finish", record)
 
     def on_crash(self, num_recovered: int) -> None:
+        self._tell("on_crash", num_recovered)
+
+    def _tell(self, method: str, *args: Any) -> None:
         for observer in self._observers:
-            observer.on_crash(num_recovered)
+            try:
+                getattr(observer, method)(*args)
+            except Exception:
+                logger.exception("%s of %s failed", method, type(observer).__name__)

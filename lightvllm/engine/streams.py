@@ -45,14 +45,15 @@ class RequestDelta:
 
 
 class RequestFailed(RuntimeError):
-    """A request ended by no fault of its sender's, or past its deadline; raised from its stream.
+    """A request ended before its time; raised from its stream.
 
     Attributes:
         kind: "deadline": it took longer than it may. "engine": a step failed because of it, or it was running in
-            three engine crashes without a token between. "shutdown": the server stops.
+            three engine crashes without a token between. "shutdown": the server stops. "structure": the form that it
+            asks for turned out to cost too much to follow.
     """
 
-    def __init__(self, kind: Literal["deadline", "engine", "shutdown"], message: str) -> None:
+    def __init__(self, kind: Literal["deadline", "engine", "shutdown", "structure"], message: str) -> None:
         super().__init__(message)
         self.kind = kind
 

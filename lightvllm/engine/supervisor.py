@@ -16,8 +16,8 @@ from lightvllm.errors import EngineUnavailable
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0
 # After so many starts in a row in which the core did not become ready, requests are refused until it does.
 HOPELESS_STARTS = 3
-# How long a model may take to load.
-START_TIMEOUT = 1800.0
+# How long a model may take to load for the first time; and, as a multiple of what it took then, again.
+START_TIMEOUT, RESTART_FACTOR = 1800.0, 10.0
 # How long an idle engine has to answer a ping, and how long the process has to end by itself.
 PING_TIMEOUT, EXIT_TIMEOUT = 2.0, 5.0
 
@@ -67,6 +67,7 @@ class Supervisor:
         self._path = path
         self._timeout = engine_timeout
         self.ready: EngineReady | None = None
+        self._first_start: float | None = None  # seconds that it took
         self.num_crashes = 0
         self._process: CoreProcess | None = None
         self.is_running = False
@@ -166,14 +167,18 @@ class Supervisor:
         return process
 
     async def _first_message(self, process: CoreProcess) -> EngineReady:
+        timeout, start = START_TIMEOUT, time.monotonic()
+        if self._first_start is not None:
+            timeout = min(timeout, max(RESTART_FACTOR * self._first_start, self._timeout))
         await process.start()
         try:
-            message = await asyncio.wait_for(process.receive(), START_TIMEOUT)
+            message = await asyncio.wait_for(process.receive(), timeout)
         except TimeoutError:
-            raise CoreDied(f"process {process.pid} was not ready within {START_TIMEOUT:g} s") from None
+            raise CoreDied(f"process {process.pid} was not ready within {timeout:.0f} s") from None
         if isinstance(message, EngineFailed):
             raise ValueError(message.error)
         assert isinstance(message, EngineReady), f"the core began with {message}"
+        self._first_start = self._first_start or time.monotonic() - start
         return message
 
     async def _run(self, process: CoreProcess) -> None:

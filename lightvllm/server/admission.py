@@ -37,7 +37,7 @@ async def read_request(request: Request, *models: type[ModelT]) -> ModelT:
         headers = {"retry-after": str(RETRY_AFTER), "connection": "close"}
         raise ApiError(503, "the server stops and accepts nothing more", code="shutting_down", headers=headers)
     config: ServerConfig = state.config
-    body = await read_body(request, config.max_request_bytes, config.client_timeout)
+    body = await read_body(request, config.max_request_bytes, config.client_timeout, state.bodies)
     parsed = await parse_body(body, partial(_parse, models))
     require_model(getattr(parsed, "model", None), state.model_names)
     _check_settings(parsed, state.engine, config)

@@ -16,11 +16,13 @@ from starlette.responses import Response
 import lightvllm
 from lightvllm.config import DEFAULT_MODEL, ServerConfig
 from lightvllm.engine.async_engine import AsyncEngine
+from lightvllm.server.body import Bodies
 from lightvllm.server.debug import engine_router, page_router
 from lightvllm.server.demo import demo_router
 from lightvllm.server.errors import CatchErrors, answer_http_exception, documented
 from lightvllm.server.generate import routes as generation
 from lightvllm.server.generate.chunks import ChatChunk, ChatCompletion, Completion
+from lightvllm.server.limits import MAX_BODIES
 from lightvllm.server.logs import AccessLog
 from lightvllm.server.metrics import HttpMetrics, Metrics
 from lightvllm.server.openapi import complete_openapi
@@ -68,6 +70,7 @@ def build_app(
     app.state.model_names = list(model_names)
     app.state.created = int(time.time())
     app.state.draining = False
+    app.state.bodies = Bodies(MAX_BODIES * config.max_request_bytes)
     for router in _routers(engine, config, metrics):
         for route in router.routes:
             if isinstance(route, APIRoute) and route.status_code is None:

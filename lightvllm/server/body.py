@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from lightvllm.errors import ParameterError
-from lightvllm.server.errors import ApiError
-from lightvllm.server.limits import MAX_JSON_DEPTH
+from lightvllm.server.errors import RETRY_AFTER, ApiError
+from lightvllm.server.limits import MAX_JSON_DEPTH, MAX_JSON_KEYS
 from lightvllm.server.protocol.base import show
 
 # Bodies from this size on are parsed in a thread: the event loop has others to serve.
@@ -25,14 +25,38 @@ _CLOSE = {"connection": "close"}
 T = TypeVar("T")
 
 
-async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
+class Bodies:
+    """The bytes of all bodies that are being read: many connections must not fill the memory that one cannot."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Count what has come.
+
+        Raises:
+            ApiError: 503, it is too much.
+        """
+        self.num_bytes += num_bytes
+        if self.num_bytes > self.max_bytes:
+            headers = {"retry-after": str(RETRY_AFTER), **_CLOSE}
+            raise ApiError(503, "too many large requests come in at a time", code="overloaded", headers=headers)
+
+    def give_back(self, num_bytes: int) -> None:
+        """They are no longer held, or parsed."""
+        self.num_bytes -= num_bytes
+
+
+async def read_body(request: Request, max_bytes: int, timeout: float, bodies: Bodies) -> bytes:
     """The bytes of a JSON body.
 
     Args:
         timeout: seconds for all of it.
+        bodies: counts it while it is read.
 
     Raises:
-        ApiError: 415 for another content type, which also keeps forms on foreign pages from posting here; 413; 408.
+        ApiError: 415 for another content type, which also keeps forms on foreign pages from posting; 413; 408; 503.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip()
     if not _MEDIA_TYPE.fullmatch(media_type):
@@ -50,11 +74,14 @@ async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
         async with asyncio.timeout(timeout):
             async for chunk in request.stream():  # whatever the content-length said
                 body += chunk
+                bodies.take(len(chunk))
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
     except TimeoutError:
         message = f"the request's body was not there after {timeout:g} seconds"
         raise ApiError(408, message, code="request_timeout", headers=_CLOSE) from None
+    finally:
+        bodies.give_back(len(body))
     return bytes(body)
 
 
@@ -105,6 +132,8 @@ def _malformed(what: str) -> ApiError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_JSON_KEYS:
+        raise _malformed(f"an object has {len(pairs)} keys, expected at most {MAX_JSON_KEYS}")
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()

@@ -122,7 +122,8 @@ def demo_router() -> APIRouter:
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _QUERY_SCHEMA}}}},
     )
     async def demo_sql(request: Request) -> DemoRows:
-        body = await read_body(request, MAX_BODY_BYTES, request.app.state.config.client_timeout)
+        state = request.app.state
+        body = await read_body(request, MAX_BODY_BYTES, state.config.client_timeout, state.bodies)
         query = await parse_body(body, partial(parse_object, DemoQuery))
         result = await database.run(extract_sql(query.sql))
         return DemoRows(

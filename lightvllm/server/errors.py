@@ -27,6 +27,7 @@ _FAILURES = {
     "deadline": (504, "deadline_exceeded"),
     "engine": (500, "engine_failed"),
     "shutdown": (503, "shutting_down"),
+    "structure": (400, "structure_too_costly"),
 }
 # An engine's ValueError names the field first, as in "messages[0].content: ..." or "prompt: ...".
 _FIELD = re.compile(r"([a-z_]+)[:.\[]")

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +40,11 @@ def run_server(engine_config: EngineConfig, config: ServerConfig, debug: bool = 
         ValueError: a setting or a checkpoint that does not work.
     """
     configure_logging(config.log_format, "DEBUG" if debug else "INFO")
-    logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")  # when it starts and stops is said here
+    # When it starts and stops is said here; that an answer was left unfinished, where it was.
+    logging.getLogger("uvicorn").setLevel("DEBUG" if debug else "WARNING")
+    logging.getLogger("uvicorn.error").addFilter(lambda line: "without completing response" not in line.getMessage())
     config.api_keys()  # whether they can be read
+    check_certificates(config)
     listener = _bind(config)
     with contextlib.closing(listener):
         return asyncio.run(_Server(engine_config, config, listener).run())
@@ -131,6 +135,7 @@ class _Server:
                 ssl_keyfile=self.config.ssl_keyfile,
                 ssl_certfile=self.config.ssl_certfile,
                 ssl_ca_certs=self.config.ssl_ca_certs,
+                ssl_cert_reqs=ssl.CERT_NONE if self.config.ssl_ca_certs is None else ssl.CERT_REQUIRED,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT,
             )
         )
@@ -145,6 +150,27 @@ class _Server:
         self.stop_asked.set()
 
 
+def check_certificates(config: ServerConfig) -> None:
+    """Find out before the model is loaded whether the files of TLS are of use.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if config.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except OSError as error:  # of malformed files, too
+        files = f"{config.ssl_certfile!r} and {config.ssl_keyfile!r}"
+        raise ValueError(f"ssl_certfile, ssl_keyfile: {files} are no certificate and its key: {error}") from None
+    try:
+        if config.ssl_ca_certs is not None:
+            context.load_verify_locations(config.ssl_ca_certs)
+    except OSError as error:
+        raise ValueError(f"ssl_ca_certs: {config.ssl_ca_certs!r} has no certificates: {error}") from None
+
+
 def _bind(config: ServerConfig) -> socket.socket:
     """The socket to listen on, taken before the model is loaded. It refuses connections until the server listens."""
     try:
@@ -153,6 +179,8 @@ def _bind(config: ServerConfig) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: connections whose client reads nothing are closed
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(config.client_timeout * 1000))
         listener.bind(address)
     except OSError as error:
         raise ValueError(f"host, port: cannot listen on {config.host}:{config.port}: {error}") from None

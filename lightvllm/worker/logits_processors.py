@@ -11,6 +11,7 @@ from torch import Tensor
 from lightvllm.worker.sampling_state import (
     ALLOWED_TOKEN_IDS,
     BAD_WORDS,
+    GRAMMAR,
     LOGIT_BIAS,
     MIN_TOKENS,
     OUTPUT_PENALTIES,
@@ -20,7 +21,9 @@ from lightvllm.worker.sampling_state import (
 
 
 def process_logits(logits: Tensor, batch: SamplingBatch) -> None:
-    """Apply allowed_token_ids, bad_words, min_tokens, logit_bias and penalties, in vLLM's order.
+    """Apply allowed_token_ids, structured_outputs, bad_words, min_tokens, logit_bias and penalties.
+
+    The order is vLLM's. Where a grammar leaves only the end, it may come before min_tokens.
 
     Args:
         logits: # [num_rows, vocab_size] float32, contiguous; changed in place.
@@ -29,6 +32,8 @@ def process_logits(logits: Tensor, batch: SamplingBatch) -> None:
     wanted = int(np.bitwise_or.reduce(batch.features))
     if wanted & ALLOWED_TOKEN_IDS:
         _keep_allowed_token_ids(logits, batch)
+    if wanted & GRAMMAR:
+        _keep_grammatical(logits, batch)
     if wanted & (BAD_WORDS | MIN_TOKENS):
         _forbid(logits, _last_of_bad_words(batch) + _early_stop_token_ids(batch))
     if wanted & LOGIT_BIAS:
@@ -48,6 +53,19 @@ def _keep_allowed_token_ids(logits: Tensor, batch: SamplingBatch) -> None:
     logits[entries] = logits[entries].masked_fill_(forbidden, -torch.inf)
 
 
+def _keep_grammatical(logits: Tensor, batch: SamplingBatch) -> None:
+    asking = batch.entries_with(GRAMMAR)
+    early = dict(_early_stop_token_ids(batch, GRAMMAR))
+    unwanted = [early.get(entry, np.empty(0, np.int64)) for entry in asking.tolist()]
+    assert batch.state.grammars is not None
+    masks = batch.state.grammars.masks(batch.rows[asking].tolist(), unwanted)
+    packed = torch.from_numpy(masks.view(np.uint8)).to(logits.device)[:, :, None]  # eight tokens in each
+    bits = packed >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
+    forbidden = bits.view(len(asking), -1)[:, : logits.shape[1]] == 0
+    entries = torch.from_numpy(asking).to(logits.device)
+    logits[entries] = logits[entries].masked_fill_(forbidden, -torch.inf)
+
+
 def _last_of_bad_words(batch: SamplingBatch) -> list[tuple[int, np.ndarray]]:
     """For each entry the tokens that would complete one of its bad words, all but the last already in its output."""
     found = []
@@ -63,11 +81,16 @@ def _last_of_bad_words(batch: SamplingBatch) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-def _early_stop_token_ids(batch: SamplingBatch) -> list[tuple[int, np.ndarray]]:
-    """For each entry that has not its `min_tokens` yet, the tokens that would end it."""
+def _early_stop_token_ids(batch: SamplingBatch, grammar: int = 0) -> list[tuple[int, np.ndarray]]:
+    """For each entry that has not its `min_tokens` yet, the tokens that would end it.
+
+    Only for those that have a grammar, or those that have none: a grammar may leave nothing but the end.
+    """
     state, rows = batch.state, batch.rows
     early = batch.num_tokens - state.num_prompt_tokens[rows] < state.min_tokens[rows]
-    return [(entry, state.stop_token_ids[rows[entry]]) for entry in batch.entries_with(MIN_TOKENS) if early[entry]]
+    early &= (batch.features & GRAMMAR) == grammar
+    asking = batch.entries_with(MIN_TOKENS).tolist()
+    return [(entry, state.stop_token_ids[rows[entry]]) for entry in asking if early[entry]]
 
 
 def _forbid(logits: Tensor, token_ids_of: list[tuple[int, np.ndarray]]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
 from lightvllm.engine.step import StepInput, StepOutput, TokenLogprobs
 from lightvllm.models.decoder import CausalLM
+from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.logprobs import prompt_logprobs
 from lightvllm.worker.requests import RequestRows, StepBatch
 from lightvllm.worker.sampler import Sampler, SamplingState
@@ -22,6 +23,7 @@ class ModelRunner:
         model: on its device, in evaluation mode.
         cache: the paged KV cache, one entry a layer.
         backend: how attention reads the cache.
+        grammars: of the requests with structured_outputs; None if there never are any.
     """
 
     def __init__(
@@ -31,13 +33,15 @@ class ModelRunner:
         backend: type[PagedAttention],
         max_num_seqs: int,
         max_model_len: int,
+        grammars: Grammars | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self.backend = backend
         self.device = cache[0].key.device
         self.requests = RequestRows(max_num_seqs, max_model_len, block_size=cache[0].key.shape[1])
-        self.sampling = SamplingState(max_num_seqs, model.config.vocab_size)
+        self.grammars = grammars
+        self.sampling = SamplingState(max_num_seqs, model.config.vocab_size, grammars)
         self.sampler = Sampler(self.sampling)
         # Requests that want log-probabilities of their prompt -> how many per position.
         self.prompt_logprobs: dict[str, int] = {}
@@ -60,11 +64,15 @@ class ModelRunner:
             row = self.requests.drop(request_id)
             if row is not None:
                 self.sampling.remove(row)
+                if self.grammars is not None:
+                    self.grammars.remove(row)
                 self.prompt_logprobs.pop(request_id, None)
         for request in step.new_requests:
             row = self.requests.add(request)
             params = request.sampling_params
             self.sampling.add(row, params, request.seed, request.stop_token_ids, request.num_prompt_tokens)
+            if self.grammars is not None:
+                self.grammars.add(row, request)
             if params.prompt_logprobs is not None:
                 self.prompt_logprobs[request.request_id] = params.prompt_logprobs
         for request_id, block_ids in step.new_block_ids.items():

@@ -1,8 +1,8 @@
 """From logits to tokens, for a whole batch at once, whatever each of its requests asks for.
 
-The order is vLLM's: log-probabilities are read from the model's own logits; then come allowed_token_ids, bad_words,
-min_tokens, logit_bias and penalties; then greedy rows take the most likely token (of equal ones the lowest id), and the
-others apply temperature, min_p, top_k and top_p, and draw.
+The order is vLLM's: log-probabilities are read from the model's own logits; then come allowed_token_ids,
+structured_outputs, bad_words, min_tokens, logit_bias and penalties; then greedy rows take the most likely token (of
+equal ones the lowest id), and the others apply temperature, min_p, top_k and top_p, and draw.
 
 A row's result does not depend on the other rows, bit for bit on a CPU: everything here is element-wise, an integer sum,
 or a softmax over the row alone.
@@ -18,7 +18,7 @@ from lightvllm.engine.step import TokenLogprobs
 from lightvllm.worker.draw import draw, uniforms
 from lightvllm.worker.logits_processors import process_logits
 from lightvllm.worker.logprobs import chosen_logprobs
-from lightvllm.worker.sampling_state import LOGPROBS, PROCESSORS, RANDOM, SamplingBatch, SamplingState
+from lightvllm.worker.sampling_state import GRAMMAR, LOGPROBS, PROCESSORS, RANDOM, SamplingBatch, SamplingState
 
 
 @dataclass(slots=True)
@@ -62,7 +62,11 @@ class Sampler:
             processed = raw.clone(memory_format=torch.contiguous_format)
             process_logits(processed, batch)
         output = SamplerOutput(np.full(len(rows), -1, np.int64), errors=_find_errors(raw, processed))
+        if wanted & GRAMMAR:
+            self._report_grammars(batch, output)
         self._choose(processed, batch, output)
+        if wanted & GRAMMAR:
+            self._follow(batch, output)
         if wanted & LOGPROBS:
             self._add_logprobs(raw, batch, output)
         return output
@@ -85,6 +89,24 @@ class Sampler:
                 min_p=state.min_p[rows],
             )
             output.token_ids[random] = drawn.cpu().numpy()
+
+    def _report_grammars(self, batch: SamplingBatch, output: SamplerOutput) -> None:
+        """Say of the entries whose grammar could not be followed why; they have no token to choose."""
+        assert self.state.grammars is not None
+        for entry in batch.entries_with(GRAMMAR).tolist():
+            error = self.state.grammars.matchers[batch.rows[entry]].error
+            if error is not None:
+                output.errors[entry] = error
+
+    def _follow(self, batch: SamplingBatch, output: SamplerOutput) -> None:
+        """Take the chosen tokens into the grammars."""
+        assert self.state.grammars is not None
+        for entry in batch.entries_with(GRAMMAR).tolist():
+            matcher, token_id = self.state.grammars.matchers[batch.rows[entry]], int(output.token_ids[entry])
+            if token_id >= 0:
+                matcher.consume([token_id])
+                if matcher.error is not None:
+                    output.errors[entry], output.token_ids[entry] = matcher.error, -1
 
     def _add_logprobs(self, raw: Tensor, batch: SamplingBatch, output: SamplerOutput) -> None:
         asking = batch.entries_with(LOGPROBS)
@@ -118,7 +140,9 @@ def _find_errors(raw: Tensor, processed: Tensor) -> dict[int, str]:
             kind = "contain +inf" if largest[entry] > 0 else "are all -inf"
             errors[entry] = f"the model's logits {kind}"
         else:
-            errors[entry] = "no token is left to choose: allowed_token_ids, bad_words and min_tokens forbid all"
+            errors[entry] = (
+                "no token is left to choose: allowed_token_ids, structured_outputs, bad_words and min_tokens forbid all"
+            )
     return errors
 
 

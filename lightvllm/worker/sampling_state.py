@@ -6,6 +6,7 @@ import numpy as np
 
 from lightvllm.sampling_params import SamplingParams
 from lightvllm.seeds import mix64
+from lightvllm.worker.grammars import Grammars
 
 # What a request's sampling needs beyond taking the most likely token: bits of `SamplingState.features`.
 RANDOM = 1
@@ -16,8 +17,9 @@ LOGIT_BIAS = 16
 REPETITION_PENALTY = 32
 OUTPUT_PENALTIES = 64  # frequency and presence
 LOGPROBS = 128
+GRAMMAR = 256
 # Those that change the logits.
-PROCESSORS = ALLOWED_TOKEN_IDS | BAD_WORDS | MIN_TOKENS | LOGIT_BIAS | REPETITION_PENALTY | OUTPUT_PENALTIES
+PROCESSORS = ALLOWED_TOKEN_IDS | BAD_WORDS | MIN_TOKENS | LOGIT_BIAS | REPETITION_PENALTY | OUTPUT_PENALTIES | GRAMMAR
 
 
 class SamplingState:
@@ -25,11 +27,15 @@ class SamplingState:
 
     Numbers that every request has are in arrays; lists that few have are in dictionaries by row, and are only looked up
     for the rows whose `features` say so.
+
+    Args:
+        grammars: has the matchers of the rows whose form is not free; None if there never are any.
     """
 
-    def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
+    def __init__(self, max_num_seqs: int, vocab_size: int, grammars: Grammars | None = None) -> None:
         self.vocab_size = vocab_size
-        self.features = np.zeros(max_num_seqs, np.uint8)
+        self.grammars = grammars
+        self.features = np.zeros(max_num_seqs, np.uint16)
         self.seed_keys = np.zeros(max_num_seqs, np.uint64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.temperature = np.ones(max_num_seqs, np.float32)
@@ -79,6 +85,8 @@ class SamplingState:
         if params.logprobs is not None:
             self.num_logprobs[row] = self.vocab_size if params.logprobs == -1 else params.logprobs
             features |= LOGPROBS
+        if params.structured_outputs is not None:
+            features |= GRAMMAR
         self.features[row] = features | self._add_token_lists(row, params)
 
     def _add_token_lists(self, row: int, params: SamplingParams) -> int:

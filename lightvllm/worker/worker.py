@@ -1,17 +1,24 @@
 """A worker: loads the model, makes the cache, runs steps."""
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
 from lightvllm.engine.step import StepInput, StepOutput
+from lightvllm.hub import resolve_model
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_model, torch_dtype
+from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
 from lightvllm.worker.memory import keep_freed_memory
 from lightvllm.worker.model_runner import ModelRunner
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class Worker:
@@ -35,6 +42,7 @@ class Worker:
             backend,
             config.max_num_seqs,
             self.plan.max_model_len,
+            Grammars(model_config.vocab_size, partial(_load_grammar_tokenizer, path, config, model_config.vocab_size)),
         )
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -42,6 +50,18 @@ class Worker:
     def execute(self, step: StepInput) -> StepOutput:
         """See `ModelRunner.execute`."""
         return self.runner.execute(step)
+
+
+def _load_grammar_tokenizer(path: Path, config: EngineConfig, vocab_size: int) -> "LLTokenizer":
+    """The tokenizer for `Grammars`; see `lightvllm.structured.matcher.load_tokenizer`."""
+    from lightvllm.structured.matcher import load_tokenizer
+
+    if config.skip_tokenizer_init:
+        raise ValueError("a structured output needs a tokenizer, which skip_tokenizer_init left out")
+    folder = path
+    if config.tokenizer is not None:
+        folder = resolve_model(config.tokenizer, token=config.hf_token, field="tokenizer")
+    return load_tokenizer(folder, vocab_size)
 
 
 def resolve_device(name: str) -> torch.device:

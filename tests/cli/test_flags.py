@@ -9,7 +9,7 @@ from lightvllm.cli.flags import add_engine_flags, add_sampling_flags, attribute_
 from lightvllm.cli.main import build_parser, main
 from lightvllm.cli.parser import Parser
 from lightvllm.config import EngineConfig
-from lightvllm.sampling_params import SamplingParams
+from lightvllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 
 @pytest.fixture
@@ -71,6 +71,11 @@ def test_only_what_was_given_is_passed_on(parser: Parser) -> None:
         (["--stop-token-ids", "1,2"], SamplingParams, {"stop_token_ids": [1, 2]}),
         (["--logit-bias", '{"7": -1.5}'], SamplingParams, {"logit_bias": {7: -1.5}}),
         (["--ignore-eos"], SamplingParams, {"ignore_eos": True}),
+        (
+            ["--structured-outputs", '{"choice": ["a", "b"]}'],
+            SamplingParams,
+            {"structured_outputs": StructuredOutputsParams(choice=["a", "b"])},
+        ),
     ],
 )
 def test_values_arrive_in_the_field_s_type(
@@ -104,6 +109,9 @@ def test_given_flags_reach_the_verb() -> None:
         (["generate", "--max-tokens", "many"], "argument --max-tokens: invalid int value: 'many'"),
         (["generate", "--stop-token-ids", "1,x"], "'1,x' is not a list of integers such as 1,2,3"),
         (["generate", "--logit-bias", '{"x": 1}'], "is not a JSON object with int keys"),
+        (["generate", "--structured-outputs", "[1]"], "'[1]' is not a JSON object with str keys"),
+        (["generate", "--structured-outputs", '{"jsn": {}}'], "unknown argument 'jsn', did you mean 'json'?"),
+        (["generate", "--structured-outputs", "{}"], "give exactly one of json, regex, choice, grammar, json_object"),
         (["generate", "--hf-overrides", "[1]"], "'[1]' is not a JSON object with str keys"),
     ],
 )

@@ -61,6 +61,7 @@ def test_an_empty_file_changes_nothing(started: Started, tmp_path: Path) -> None
         ("port: [", "cannot read"),
         ("port: 70000", "0 to 65535"),
         ("ssl-keyfile: key.pem", "one goes with the other"),
+        ("ssl-ca-certs: ca.pem", "only with ssl_keyfile"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(

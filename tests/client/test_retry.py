@@ -19,6 +19,11 @@ def test_waiting_doubles_up_to_a_bound() -> None:
     assert policy.delay(11, busy) is None
 
 
+def test_a_deadline_that_has_passed_is_not_tried_again() -> None:
+    assert RetryPolicy().delay(1, APIError(504, "a proxy's")) is not None
+    assert RetryPolicy().delay(1, APIError(504, "the request's", code="deadline_exceeded")) is None
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 500, None])
 def test_what_would_fail_again_is_not_tried(status: int | None) -> None:
     assert RetryPolicy().delay(1, APIError(status, "no")) is None

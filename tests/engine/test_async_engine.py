@@ -210,10 +210,12 @@ def test_too_many_requests_are_refused_until_there_is_room(rig: Rig) -> None:
     async def main() -> None:
         async with rig.engine(max_queued_requests=4, max_queued_tokens=100) as engine:
             streams = [await engine.add_request(f"r{i}", PROMPT, ENDLESS) for i in range(4)]
-            with pytest.raises(EngineOverloaded, match="4 requests wait or run") as error:
+            with pytest.raises(EngineOverloaded, match="4 completions wait or run") as error:
                 await engine.add_request("more", PROMPT, ENDLESS)
             assert 1 <= error.value.retry_after <= 60
             streams[0].abort()
+            with pytest.raises(EngineOverloaded, match="3 completions wait or run"):
+                await engine.add_request("two", PROMPT, params_of(1, n=2))
             streams[0] = await engine.add_request("more", PROMPT, params_of(1))
             with pytest.raises(EngineOverloaded):
                 await engine.add_request("much", PROMPT, ENDLESS)

@@ -224,6 +224,7 @@ def test_tool_call_arguments_as_json_text(pairs: dict[str, tuple[Tokenizer, Any]
     assert prompt('{"place":"Z\\u00fcrich"}') == as_dict
     assert '"arguments": {}}' in prompt("") == prompt(None)
     assert '"arguments": "{broken"}' in prompt("{broken")  # what the model wrote, not an error for ever after
+    assert "[[[[" in prompt("[" * 100_000)
 
 
 def test_content_parts_for_a_template_written_for_text(pairs: dict[str, tuple[Tokenizer, Any]]) -> None:

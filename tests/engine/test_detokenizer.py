@@ -15,6 +15,7 @@ from lightvllm.engine.detokenizer import (
     PieceText,
     StopMatcher,
     WindowText,
+    stop_matcher,
     text_stream,
 )
 from lightvllm.engine.tokenizer import BYTE_TOKEN, Tokenizer, clean_up
@@ -356,3 +357,9 @@ def test_matcher_is_linear_in_its_stop_strings() -> None:
 def test_empty_stop_string_is_a_bug_of_the_caller() -> None:
     with pytest.raises(AssertionError, match="empty stop string"):
         Detokenizer(LETTERS, stop=["a", ""])
+
+
+def test_completions_share_the_matcher_of_their_stop_strings() -> None:
+    """It takes long to build: a hundred completions with many long strings would hold all others up for a minute."""
+    assert stop_matcher(("a", "b")) is stop_matcher(("a", "b")) is not stop_matcher(("b", "a"))
+    assert Detokenizer(LETTERS, stop=["a"])._matcher is Detokenizer(LETTERS, stop=("a",))._matcher

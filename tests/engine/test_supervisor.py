@@ -10,7 +10,6 @@ import pytest
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
 from lightvllm.engine import supervisor
 from lightvllm.engine.async_engine import AsyncEngine, RequestFailed
-from lightvllm.engine.messages import StepReport
 from lightvllm.engine.process import CoreProcess
 from lightvllm.errors import EngineUnavailable
 from lightvllm.sampling_params import SamplingParams
@@ -217,16 +216,25 @@ def test_the_first_process_that_cannot_be_made_is_an_error(rig: Rig, monkeypatch
     run(main())
 
 
-def test_an_observer_that_fails_does_not_leave_the_core_alone(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("method", ["on_ready", "on_add", "on_step", "on_first_token", "on_finish", "on_crash"])
+def test_an_observer_that_fails_stops_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    def fail(log: Log, report: StepReport) -> None:
+    rig.set(step_seconds=0.01)
+
+    def fail(log: Log, *args: object) -> None:
         raise RuntimeError("metrics are broken")
 
     async def main() -> None:
         async with rig.engine() as engine:
-            monkeypatch.setattr(Log, "on_step", fail)
-            await check_works(engine, "a")
+            monkeypatch.setattr(Log, method, fail)
+            stream = await engine.add_request("a", PROMPT, PARAMS)
+            late = await engine.add_request("late", PROMPT, PARAMS, timeout=0.05)
+            await asyncio.sleep(0.1)
+            kill(engine)
+            assert (await collect(stream)).content == expected(engine, PROMPT, PARAMS).content
+            with pytest.raises(RequestFailed, match="timeout"):
+                await late.final()
             assert "metrics are broken" in caplog.text
 
     run(main())

@@ -55,7 +55,7 @@ BOTH: dict[str, Row] = {
     "min_p": sampled(0.1, -0.1, 1.1),
     "presence_penalty": sampled(-1, -2.1, 2.1, "0"),
     "frequency_penalty": sampled(1, -2.1, 2.1),
-    "repetition_penalty": sampled(1.1, 0, -1),
+    "repetition_penalty": sampled(1.1, 0, -1, 1e-300),
     "seed": sampled(7, 2**63, 1.5, "7"),
     "logit_bias": sampled({"5": 100}, {"5": 100.1}, {"five": 1}, {"-1": 1}, {"5": "1"}, [5]),
     "stop": sampled(["a", "b"], "", [""], 5, [5], ["a"] * 65, "a" * 1025),

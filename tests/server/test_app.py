@@ -252,6 +252,7 @@ def test_models_are_listed_under_each_name(server: Server) -> None:
     assert answer["object"] == "list"
     assert [card["id"] for card in answer["data"]] == ["m", "owner/m"]
     assert {card["max_model_len"] for card in answer["data"]} == {server.engine.max_model_len}
+    assert {card["root"] for card in answer["data"]} == {"m"}  # and not where it lies
     for card in answer["data"]:
         assert server.ask("GET", f"/v1/models/{card['id']}").json() == card
 

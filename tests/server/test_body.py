@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from lightvllm.errors import ParameterError
-from lightvllm.server.body import parse_body, parse_json, read_body
+from lightvllm.server.body import Bodies, parse_body, parse_json, read_body
 from lightvllm.server.errors import ApiError
 from lightvllm.server.limits import MAX_JSON_DEPTH
 
@@ -33,7 +33,7 @@ def read(*chunks: bytes, max_bytes: int = 100, timeout: float = 5.0, pause: floa
             await asyncio.sleep(pause)
             yield chunk
 
-    return asyncio.run(read_body(request_of(sent(), **headers), max_bytes, timeout))
+    return asyncio.run(read_body(request_of(sent(), **headers), max_bytes, timeout, Bodies(10**6)))
 
 
 def refusal(*chunks: bytes, **how: Any) -> ApiError:
@@ -48,6 +48,26 @@ def test_a_body_comes_in_pieces() -> None:
 
 def test_a_body_of_just_the_limit_is_read() -> None:
     assert read(b"x" * 60, b"x" * 40) == b"x" * 100
+
+
+def test_bodies_are_bounded_together() -> None:
+    bodies = Bodies(150)
+
+    async def slow(size: int) -> AsyncIterator[bytes]:
+        for _ in range(size):
+            await asyncio.sleep(0)
+            yield b"x"
+
+    async def main() -> list[Any]:
+        reads = [read_body(request_of(slow(size)), 100, 5.0, bodies) for size in (90, 90, 20)]
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    results = asyncio.run(main())
+    refused = [result for result in results if isinstance(result, ApiError)]
+    assert len(refused) == 1
+    assert refused[0].status == 503
+    assert refused[0].headers["retry-after"]
+    assert bodies.num_bytes == 0
 
 
 @pytest.mark.parametrize("length", [None, "5", "101", "9" * 500, "-1", "many"])
@@ -98,6 +118,7 @@ def test_a_compressed_body_is_refused() -> None:
         (b'{"a": ' * 50_000 + b"1" + b"}" * 50_000, "nested more than"),
         (b"[" * 100_000, "nested more than"),
         (b"\xef\xbb\xbf{}", "BOM"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(20_000)) + b"}", "20000 keys"),
     ],
 )
 def test_malformed_json_is_refused_with_where_and_why(body: bytes, says: str) -> None:

@@ -268,6 +268,7 @@ def test_what_does_not_fit_is_refused(stream: bool) -> None:
         ({"prompt": "a", "logprobs": 21, "echo": True}, "logprobs"),
         ({"prompt": "a", "n": 129}, "n"),
         ({"prompt": ["a"] * 9}, "prompt"),
+        ({"prompt": ["a"] * 3, "n": 3}, "prompt"),
         ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ],
 )

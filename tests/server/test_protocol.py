@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lightvllm.errors import ParameterError
 from lightvllm.sampling_params import SamplingParams, StructuredOutputsParams
@@ -13,6 +14,7 @@ from lightvllm.server import limits
 from lightvllm.server.protocol.base import parse_object
 from lightvllm.server.protocol.chat import ChatCompletionRequest
 from lightvllm.server.protocol.completion import CompletionRequest
+from lightvllm.server.protocol.tokenization import DetokenizeRequest
 from tests.server.parity_table import MESSAGES, TOOL
 
 
@@ -350,6 +352,46 @@ def test_a_misspelt_field_is_told_the_right_one() -> None:
     with pytest.raises(ParameterError) as caught:
         chat(function=[])
     assert "functions" not in str(caught.value)  # which is refused, too
+
+
+def test_a_name_of_any_length_is_refused_in_a_short_line() -> None:
+    with pytest.raises(ParameterError) as caught:
+        chat(**{"x" * 10**6: 1})
+    assert len(str(caught.value)) < 200
+    assert len(caught.value.parameter) < 100
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (DetokenizeRequest, {"tokens": [-1] * 9}),
+        (CompletionRequest, {"prompt": "a", "stop_token_ids": [-1] * 9}),
+        (CompletionRequest, {"prompt": "a", "allowed_token_ids": [-1] * 9}),
+        (ChatCompletionRequest, {"messages": [{"role": "user"}] * 9}),
+        (ChatCompletionRequest, {"messages": MESSAGES, "tools": [{"type": "function"}] * 9}),
+    ],
+)
+def test_a_long_list_is_read_up_to_its_first_mistake(model: Any, fields: dict[str, Any]) -> None:
+    """An error for each of millions of items would take gigabytes."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(fields)
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_token_ids", [5] * 10_000),
+        ("stop_token_ids", [5] * 1000),
+        ("logit_bias", {str(i): 1 for i in range(1000)}),
+        ("bad_words", ["x" * 250] * 100),
+    ],
+)
+def test_lists_that_every_completion_carries_are_bounded_together(name: str, value: Any) -> None:
+    assert getattr(completion(**{name: value}, n=8), name) == value
+    assert refused_name(completion, **{name: value}, n=2000) == name
+    assert refused_name(completion, **{name: value}, n=20, prompt=["a"] * 100) == name
+    assert refused_name(chat, **{name: value}, n=2000) == name
 
 
 JSON = st.recursive(

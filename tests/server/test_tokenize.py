@@ -46,6 +46,19 @@ def test_a_chat_has_the_tokens_of_its_rendered_template(server: Server) -> None:
         assert answer["tokens"] == tokenizer.encode(text, add_special_tokens=False)
 
 
+def test_a_template_gets_variables_of_any_name(server: Server) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hello"}]}
+    names = dict.fromkeys(("self", "variables", "loop", "a b", ""), 1)
+    assert tokenize(server, **asked, chat_template_kwargs=names) == tokenize(server, **asked)
+
+
+def test_arguments_of_calls_are_any_text(server: Server) -> None:
+    for arguments in ("[" * 100_000, '{"a": "\\ud800"}', "{broken"):
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]
+        assert tokenize(server, messages=messages)["count"] > 0
+
+
 def test_a_final_message_can_be_left_open(server: Server) -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good"}]
     tokens = tokenize(server, messages=messages, continue_final_message=True)["tokens"]

@@ -217,7 +217,7 @@ def test_nothing_left_to_choose_is_an_error_of_the_row():
     batch = [Request(random_logits(0), params, stop_token_ids=[3]), Request(random_logits(1), GREEDY)]
     output = sample(batch)
     assert list(output.errors) == [0]
-    assert "allowed_token_ids, bad_words and min_tokens forbid all" in output.errors[0]
+    assert "allowed_token_ids, structured_outputs, bad_words and min_tokens forbid all" in output.errors[0]
     assert output.token_ids[1] == batch[1].logits.argmax()
 
 

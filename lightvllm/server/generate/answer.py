@@ -133,12 +133,13 @@ class UsageCount:
             if output.finish_reason is not None:
                 self._finish_reasons.append(output.finish_reason)
 
-    def usage(self) -> Usage:
-        """So far. A prompt counts once, however many choices it has."""
+    def usage(self, num_unsaid: int = 0) -> Usage:
+        """So far, but for so many tokens. A prompt counts once, however many choices it has."""
+        num_output_tokens = self._num_output_tokens - num_unsaid
         return Usage(
             prompt_tokens=self._num_prompt_tokens,
-            total_tokens=self._num_prompt_tokens + self._num_output_tokens,
-            completion_tokens=self._num_output_tokens,
+            total_tokens=self._num_prompt_tokens + num_output_tokens,
+            completion_tokens=num_output_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._num_cached_tokens)),
         )
 

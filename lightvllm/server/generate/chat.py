@@ -61,11 +61,13 @@ class ChatAnswer(Answer):
         )
 
     def _chunks(self, prompt_index: int, delta: RequestDelta) -> list[ChatChunk]:
-        return [
-            self._chunk([choice])
-            for output in delta.outputs
-            for choice in self._chunk_choices(self.writers[output.index].write(output))
-        ]
+        chunks = []
+        for output in delta.outputs:
+            for choice in self._chunk_choices(self.writers[output.index].write(output)):
+                # The chunk with the role comes before the tokens that brought it about.
+                is_opening = choice.delta.role is not UNSET
+                chunks.append(self._chunk([choice], num_unsaid=len(output.token_ids) if is_opening else 0))
+        return chunks
 
     def _chunk_choices(self, news: ChoiceNews) -> list[ChatChunkChoice]:
         said = [ChatChunkChoice(news.index, delta) for delta in news.deltas]
@@ -81,10 +83,10 @@ class ChatAnswer(Answer):
             said[0].token_ids = news.token_ids if self.request.return_token_ids else UNSET
         return [ChatChunkChoice(news.index, delta) for delta in news.opening] + said
 
-    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+    def _chunk(self, choices: list[ChatChunkChoice], num_unsaid: int = 0) -> ChatChunk:
         chunk = ChatChunk(id=self.id, created=self.created, model=self.model, choices=choices)
         if self.options.continuous_usage_stats:
-            chunk.usage = self.usage.usage()
+            chunk.usage = self.usage.usage(num_unsaid)
         elif self.options.include_usage:
             chunk.usage = None
         if self.request.return_token_ids and not self._prompt_was_sent:

@@ -1,5 +1,6 @@
 """From a chat request to what the engine is to do, and how its output is to be read."""
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +52,10 @@ async def set_up_chat(request: ChatCompletionRequest, engine: AsyncEngine, confi
     rendered = await chat_prompt(request, engine)
     reasoning = reasoning_state(reasoning_format, rendered.text, rendered.continued_message)
     if tools is not None and tool_choice != "none":
-        params = _params_with_tools(request, params, tools, tool_choice, tool_format, reasoning)
+        # In a thread: each function's schema is compiled to be checked.
+        params = await asyncio.to_thread(
+            _params_with_tools, request, params, tools, tool_choice, tool_format, reasoning
+        )
     names = TokenNames(engine.tokenizer, request.return_tokens_as_token_ids)
     role = "assistant" if request.add_generation_prompt else request.messages[-1].role
     echo = rendered.continued_message if request.echo else None

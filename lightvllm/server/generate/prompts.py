@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.prompts import TokenizedPrompt, tokenize_prompt
@@ -11,6 +11,7 @@ from lightvllm.errors import ParameterError
 from lightvllm.sampling_params import SamplingParams
 from lightvllm.server.protocol.chat import ChatCompletionRequest, TemplateFields
 from lightvllm.server.protocol.completion import CompletionRequest
+from lightvllm.server.protocol.messages import num_characters
 
 # Characters of a text from which on it is tokenized in a thread: the event loop has others to serve meanwhile.
 LONG_TEXT = 2000
@@ -62,24 +63,30 @@ async def chat_prompt(request: TemplateFields, engine: AsyncEngine) -> ChatPromp
     """
 
     def tokenize() -> ChatPrompt:
-        text = _render(request, engine)
-        token_ids = engine.tokenizer.encode(text, request.add_special_tokens)
+        text = _render(request, documents, engine)
+        try:
+            token_ids = engine.tokenizer.encode(text, request.add_special_tokens)
+        except ValueError as error:  # half a surrogate pair, escaped within the arguments of a call
+            raise ParameterError("messages", f"messages: {error}") from None
         if not token_ids:
             raise ParameterError("messages", "messages: the chat template makes an empty prompt of them")
         return ChatPrompt(text, token_ids, continued)
 
-    texts = [_text(message.content) for message in request.messages]
-    continued = texts[-1] if request.continue_final_message else None
-    is_long = sum(map(len, texts)) > LONG_TEXT or bool(request.tools)
+    documents = request.documents if isinstance(request, ChatCompletionRequest) else None
+    continued = _text(request.messages[-1].content) if request.continue_final_message else None
+    # What else than messages' texts a template reads, or one that came with the request, may be anything.
+    is_long = sum(map(num_characters, request.messages)) > LONG_TEXT or bool(
+        request.tools or request.chat_template or request.chat_template_kwargs or documents
+    )
     return await _in_thread_if(is_long, tokenize)
 
 
-def _render(request: TemplateFields, engine: AsyncEngine) -> str:
+def _render(request: TemplateFields, documents: list[dict[str, Any]] | None, engine: AsyncEngine) -> str:
     try:
         return engine.tokenizer.apply_chat_template(
             request.template_messages(),
             tools=request.template_tools(),
-            documents=request.documents if isinstance(request, ChatCompletionRequest) else None,
+            documents=documents,
             chat_template=request.chat_template or engine.chat_template,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,

@@ -42,12 +42,12 @@ async def create_completion(http: Request) -> Response:
 
 
 def _refuse_many_prompts(request: CompletionRequest, config: ServerConfig) -> None:
-    """More prompts than the queue has room for would be answered with "try again later" for ever."""
-    if len(request.prompts) > config.max_queued_requests:
+    """More than the queue has room for would be answered with "try again later" for ever."""
+    if len(request.prompts) > 1 and request.num_completions > config.max_queued_requests:
         raise ParameterError(
             "prompt",
-            f"prompt: {len(request.prompts)} prompts are more than this server's max_queued_requests, "
-            f"{config.max_queued_requests}",
+            f"prompt: {len(request.prompts)} prompts, for {request.n} completions each, are more than this server's "
+            f"max_queued_requests, {config.max_queued_requests}",
         )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.prompts import TokenizedPrompt
-from lightvllm.engine.streams import RequestDelta, RequestStream
+from lightvllm.engine.streams import RequestDelta, RequestFailed, RequestStream
+from lightvllm.errors import ParameterError
 from lightvllm.sampling_params import SamplingParams
 from lightvllm.server.protocol.sampling import GenerationFields
 
@@ -91,6 +92,11 @@ async def submitted(
                     await engine.add_request(own_id, prompt, params, priority=request.priority, timeout=request.timeout)
                 )
         yield Generation(streams)
+    except RequestFailed as error:
+        if error.kind != "structure":
+            raise
+        with request.own_names():
+            raise ParameterError("structured_outputs", str(error)) from error
     finally:
         for stream in streams:
             stream.abort()

@@ -8,10 +8,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from lightvllm.errors import ParameterError
+from lightvllm.sampling_params import StructuredOutputsParams
 from lightvllm.server.parsing.formats import ToolFormat
 from lightvllm.server.parsing.reasoning import ReasoningState
 from lightvllm.server.parsing.tool_calls import MARKS
 from lightvllm.server.parsing.tools import ToolChoice, chosen_functions
+from lightvllm.structured import check_structured_outputs
+from lightvllm.structured.json_schema import enforceable
 
 # A call as the chat templates write it: what stands before the name, before the arguments and behind them; and what
 # stands between two calls.
@@ -25,8 +29,6 @@ _THINKING: dict[ReasoningState, tuple[str, str]] = {
     "possible": (r"(thinking /\n{0,2}/)? ", r'thinking[lazy]: "<think>" /(.|\n)*<\/think>/'),
     "open": (r"thinking /\n{0,2}/ ", r"thinking[lazy]: /(.|\n)*<\/think>/"),
 }
-# llguidance's options for JSON without white space, of which a weak model might never see the end.
-_COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 # Keywords with which a schema may have properties besides those in "properties".
 _OPENING_KEYWORDS = ("$ref", "allOf", "anyOf", "oneOf", "additionalProperties", "patternProperties", "minProperties")
 
@@ -106,8 +108,18 @@ def arguments_schema(parameters: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _grammar(reasoning: ReasoningState, start: str, *rules: str) -> str:
+    """The grammar of these rules, which was tried.
+
+    Raises:
+        ParameterError: for "tools": it would take too much.
+    """
     thinking, thinking_rule = _THINKING[reasoning]
-    return "\n".join(rule for rule in (f"start: {thinking}{start}", thinking_rule, *rules) if rule) + "\n"
+    grammar = "\n".join(rule for rule in (f"start: {thinking}{start}", thinking_rule, *rules) if rule) + "\n"
+    try:
+        check_structured_outputs(StructuredOutputsParams(grammar=grammar))
+    except ParameterError as error:
+        raise ParameterError("tools", f"tools: calls of them cannot be enforced: {_bare_message(error)}") from None
+    return grammar
 
 
 def _call_rules(functions: Iterable[tuple[int, dict[str, Any], bool]], tool_format: ToolFormat) -> list[str]:
@@ -115,11 +127,26 @@ def _call_rules(functions: Iterable[tuple[int, dict[str, Any], bool]], tool_form
     before_name, before_arguments, end, _ = _SHAPES[tool_format]
     rules = []
     for index, function, is_enforced in functions:
-        schema = arguments_schema(function.get("parameters")) if is_enforced else {"type": "object"}
+        schema = _enforceable_arguments(function, index) if is_enforced else {"type": "object"}
         start = _literal(before_name + function["name"] + before_arguments)
-        rules.append(f"call_{index}: {start} %json {json.dumps({**schema, 'x-guidance': _COMPACT})} {_literal(end)}")
+        rules.append(f"call_{index}: {start} %json {json.dumps(schema)} {_literal(end)}")
     names = " | ".join(f"call_{index}" for index, _, _ in functions)
     return [f"call: {names}", *rules]
+
+
+def _enforceable_arguments(function: dict[str, Any], index: int) -> dict[str, Any]:
+    """The schema of a function's arguments without what says nothing of them, descriptions for example."""
+    try:
+        schema = enforceable(arguments_schema(function.get("parameters")))
+        check_structured_outputs(StructuredOutputsParams(json=schema))
+    except ParameterError as error:
+        raise ParameterError("tools", f"tools[{index}].function.parameters: {_bare_message(error)}") from None
+    return schema
+
+
+def _bare_message(error: ParameterError) -> str:
+    """What is wrong, without the field where a user would have given the structure."""
+    return str(error).removeprefix("structured_outputs: ").removeprefix("json: ").removeprefix("grammar: ")
 
 
 def _literal(text: str) -> str:

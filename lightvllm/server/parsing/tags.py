@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lightvllm.engine.detokenizer import StopMatcher
+from lightvllm.engine.detokenizer import stop_matcher
 
 BLANKS = " \t\r\n"
 
@@ -15,7 +15,7 @@ class TagFinder:
     """
 
     def __init__(self, tags: Sequence[str]) -> None:
-        self._matcher = StopMatcher(tags)
+        self._matcher = stop_matcher(tuple(tags))
         self._state = 0
         self.held = ""
 

@@ -157,7 +157,6 @@ class ToolCallParser:
             self._last = "call"
         else:
             self._content("".join(self._call_text))
-            self._last = "content"
         return text[end:]
 
     def _call_delta(self, name: str | None, arguments: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from lightvllm.errors import ParameterError
 from lightvllm.server.limits import MAX_TOOLS
 from lightvllm.server.parsing.formats import ToolFormat
+from lightvllm.structured.errors import Unenforceable
+from lightvllm.structured.json_schema import enforceable
 
 # "none", "auto", "required", or {"type": "function", "function": {"name": ...}}; None is "auto" if there are tools.
 ToolChoice = str | dict[str, Any] | None
@@ -112,6 +114,12 @@ def _validate_parameters(schema: Any, where: str) -> None:
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise _wrong(f"{where}.required", required, "a list of parameter names")
+    try:
+        enforceable(schema)
+    except Unenforceable:
+        pass  # the model is shown it; who wants it enforced is told in `grammar.py`
+    except ParameterError as error:
+        raise ParameterError("tools", str(error).replace("structured_outputs: json", where, 1)) from None
 
 
 def _wrong(where: str, value: Any, expected: str) -> ParameterError:

@@ -74,7 +74,7 @@ def _describe(model: type[BaseModel], data: dict[str, Any], error: ValidationErr
     own = (first.get("ctx") or {}).get("error")
     if isinstance(own, ParameterError):
         return own
-    field = str(first["loc"][0]) if first["loc"] else ""
+    field = str(first["loc"][0])[:_MAX_SHOWN] if first["loc"] else ""
     # A value that may have several forms has an error for each; the one that went deepest is of the form meant.
     paths = [(_path(data, detail), detail) for detail in details if detail["loc"][:1] == first["loc"][:1]]
     where = max((path for path, _ in paths), key=len)
@@ -113,9 +113,8 @@ def _spell(path: tuple[str | int, ...]) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            text += ("." if text else "") + (
-                step if step.isidentifier() and step.isascii() else ascii(step)[:_MAX_SHOWN]
-            )
+            name = step[:_MAX_SHOWN]
+            text += ("." if text else "") + (name if name.isidentifier() and name.isascii() else show(step))
     return text
 
 
@@ -124,7 +123,9 @@ def _reason(model: type[BaseModel], data: dict[str, Any], detail: ErrorDetails) 
     if kind == "missing":
         return "missing"
     if kind == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, _known_names(model), n=1) if len(detail["loc"]) == 1 else []
+        nearest = (
+            difflib.get_close_matches(name[:_MAX_SHOWN], _known_names(model), n=1) if len(detail["loc"]) == 1 else []
+        )
         return "no such field here" + (f", did you mean {nearest[0]!r}?" if nearest else "")
     if kind == "none_required" and len(detail["loc"]) == 1:
         reason = str(model.model_fields[name].description)

@@ -149,6 +149,8 @@ class ChatCompletionRequest(GenerationFields, TemplateFields):
         """See `GenerationFields`."""
         if parameter == "logprobs":
             return "top_logprobs"
+        if parameter == "prompt":
+            return "messages"
         if parameter == "max_tokens" and self.max_tokens is None and self.max_completion_tokens is not None:
             return "max_completion_tokens"
         return super().field_behind(parameter)

@@ -7,18 +7,18 @@ from pydantic import Field, model_validator
 
 from lightvllm.errors import ParameterError
 from lightvllm.server import limits
-from lightvllm.server.limits import INT64_MAX, TokenId
+from lightvllm.server.limits import INT64_MAX, TokenIds
 from lightvllm.server.protocol.base import refused
 from lightvllm.server.protocol.sampling import GenerationFields
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenPrompt = Annotated[TokenIds, Field(min_length=1)]
 Prompt = (
     str
-    | TokenIds
+    | TokenPrompt
     | Annotated[list[str], Field(min_length=1, max_length=limits.MAX_PROMPTS)]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=limits.MAX_PROMPTS)]
+    | Annotated[list[TokenPrompt], Field(min_length=1, max_length=limits.MAX_PROMPTS)]
 )
 
 
@@ -58,6 +58,11 @@ class CompletionRequest(GenerationFields):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return self.prompt
+
+    @property
+    def num_completions(self) -> int:
+        """Of all prompts together."""
+        return self.n * len(self.prompts)
 
     @property
     def is_echo_only(self) -> bool:

@@ -8,7 +8,7 @@ from lightvllm.errors import ParameterError
 from lightvllm.server import limits
 from lightvllm.server.protocol.base import RequestModel, refused
 
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class TextPart(RequestModel):
@@ -26,10 +26,10 @@ class RefusalPart(RequestModel):
     refusal: str
 
 
-Parts = Annotated[list[TextPart], Field(min_length=1, max_length=limits.MAX_CONTENT_PARTS)]
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=limits.MAX_CONTENT_PARTS, fail_fast=True)]
 AssistantParts = Annotated[
     list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]],
-    Field(min_length=1, max_length=limits.MAX_CONTENT_PARTS),
+    Field(min_length=1, max_length=limits.MAX_CONTENT_PARTS, fail_fast=True),
 ]
 
 
@@ -73,7 +73,7 @@ class AssistantMessage(RequestModel):
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = Field(None, description="Older name of `reasoning`.")
-    tool_calls: list[ToolCall] | None = Field(None, max_length=limits.MAX_TOOL_CALLS)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=limits.MAX_TOOL_CALLS, fail_fast=True)
     name: str | None = Field(None, max_length=256)
     annotations: list[Any] | None = Field(None, max_length=0, description="Only empty.")
     audio: None = refused("the models here read text")
@@ -106,7 +106,7 @@ Message = Annotated[
     SystemMessage | UserMessage | AssistantMessage | ToolMessage,
     Field(discriminator="role"),
 ]
-Messages = Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES, fail_fast=True)]
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
@@ -131,11 +131,17 @@ def _template_message(message: Message) -> dict[str, Any]:
 
 
 def num_characters(message: Message) -> int:
-    """Of the message's content."""
+    """Of the message's texts: content, and what an assistant thought, refused and called."""
     content = message.content or ""
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part.text if isinstance(part, TextPart) else part.refusal) for part in content)
+    size = (
+        len(content)
+        if isinstance(content, str)
+        else sum(len(part.text if isinstance(part, TextPart) else part.refusal) for part in content)
+    )
+    if isinstance(message, AssistantMessage):
+        size += sum(len(text or "") for text in (message.refusal, message.reasoning, message.reasoning_content))
+        size += sum(len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or [])
+    return size
 
 
 # ---- tools
@@ -165,7 +171,7 @@ class Tool(RequestModel):
     defer_loading: None = refused("the model sees all tools")
 
 
-Tools = Annotated[list[Tool], Field(min_length=1, max_length=limits.MAX_TOOLS)]
+Tools = Annotated[list[Tool], Field(min_length=1, max_length=limits.MAX_TOOLS, fail_fast=True)]
 
 
 class NamedFunction(RequestModel):

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 from lightvllm.errors import ParameterError
 from lightvllm.sampling_params import SamplingParams
 from lightvllm.server import limits
-from lightvllm.server.limits import INT64_MAX, INT64_MIN, Label, TokenId
+from lightvllm.server.limits import INT64_MAX, INT64_MIN, Label, TokenIds
 from lightvllm.server.protocol.base import RequestModel, refused
 from lightvllm.server.protocol.structure import StructureFields
 
@@ -65,7 +65,9 @@ class GenerationFields(StructureFields):
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this fraction of the likeliest.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Subtracted for tokens in the output.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Subtracted per occurrence in the output.")
-    repetition_penalty: float | None = Field(None, gt=0, description="Above 1 discourages tokens that were there.")
+    repetition_penalty: float | None = Field(
+        None, ge=0.001, le=1000, description="Above 1 discourages tokens that were there."
+    )
     seed: int | None = Field(None, ge=INT64_MIN, le=INT64_MAX, description="Same seed, same request: same tokens.")
     logit_bias: dict[TokenIdText, Bias] | None = Field(
         None, max_length=limits.MAX_LOGIT_BIAS, description="Token id, as a string, to a number added to its logit."
@@ -73,7 +75,7 @@ class GenerationFields(StructureFields):
     stop: Stop | Annotated[list[Stop], Field(max_length=limits.MAX_STOPS)] | None = Field(
         None, description="A string, or several, that end the output; they are no part of it."
     )
-    stop_token_ids: list[TokenId] | None = Field(
+    stop_token_ids: TokenIds | None = Field(
         None, max_length=limits.MAX_STOP_TOKEN_IDS, description="Tokens that end the output, besides the model's own."
     )
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string at the end of the output.")
@@ -81,7 +83,7 @@ class GenerationFields(StructureFields):
     min_tokens: int = Field(0, ge=0, le=INT64_MAX, description="No end by a token before so many.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
     spaces_between_special_tokens: bool = Field(True, description="Put spaces between special tokens in the text.")
-    allowed_token_ids: list[TokenId] | None = Field(
+    allowed_token_ids: TokenIds | None = Field(
         None, min_length=1, max_length=limits.MAX_ALLOWED_TOKEN_IDS, description="Forbid every other token."
     )
     bad_words: list[BadWord] | None = Field(
@@ -135,7 +137,25 @@ class GenerationFields(StructureFields):
             raise ParameterError("truncate_prompt_tokens", "truncate_prompt_tokens: 0 leaves nothing of the prompt")
         if self.prompt_logprobs is not None and self.stream:
             raise ParameterError("prompt_logprobs", "prompt_logprobs: not with stream true")
+        self._check_carried()
         return self
+
+    @property
+    def num_completions(self) -> int:
+        """Of all prompts together."""
+        return self.n
+
+    def _check_carried(self) -> None:
+        """Refuse lists that are short, but not for so many completions."""
+        for name in ("allowed_token_ids", "logit_bias", "stop_token_ids", "bad_words"):
+            value = getattr(self, name) or ()
+            size = sum(map(len, value)) if name == "bad_words" else len(value)
+            if size * self.num_completions > limits.MAX_CARRIED_ITEMS:
+                raise ParameterError(
+                    name,
+                    f"{name}: {size} {'characters' if name == 'bad_words' else 'entries'} for each of "
+                    f"{self.num_completions} completions are more than {limits.MAX_CARRIED_ITEMS} together",
+                )
 
     # ---- sampling parameters
 

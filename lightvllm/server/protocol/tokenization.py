@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from lightvllm.server.limits import TokenId
+from lightvllm.server.limits import TokenIds
 from lightvllm.server.protocol.base import RequestModel
 from lightvllm.server.protocol.chat import TemplateFields
 
@@ -39,7 +39,7 @@ class DetokenizeRequest(RequestModel):
     """Text of token ids."""
 
     model: str | None = _MODEL
-    tokens: list[TokenId] = Field(description="Token ids.")
+    tokens: TokenIds = Field(description="Token ids.")
 
 
 class DetokenizeResponse(BaseModel):

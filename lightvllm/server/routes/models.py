@@ -46,5 +46,5 @@ async def retrieve_model(request: Request, model_id: str) -> ModelCard:
 def _card(request: Request, name: str) -> ModelCard:
     state = request.app.state
     return ModelCard(
-        id=name, created=state.created, root=state.engine.config.model, max_model_len=state.engine.max_model_len
+        id=name, created=state.created, root=state.model_names[0], max_model_len=state.engine.max_model_len
     )

@@ -39,12 +39,14 @@ async def tokenize(request: Request) -> TokenizeResponse:
         token_ids = await asyncio.to_thread(engine.tokenizer.encode, asked.prompt, asked.add_special_tokens)
     else:
         token_ids = (await chat_prompt(asked, engine)).token_ids
-    names = [engine.tokenizer.backend.id_to_token(token_id) or "" for token_id in token_ids]
+    names = None
+    if asked.return_token_strs:
+        names = [engine.tokenizer.backend.id_to_token(token_id) or "" for token_id in token_ids]
     return TokenizeResponse(
         count=len(token_ids),
         max_model_len=engine.max_model_len,
         tokens=token_ids,
-        token_strs=names if asked.return_token_strs else None,
+        token_strs=names,
     )
 
 

@@ -8,8 +8,11 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from lightvllm.errors import ParameterError
+from lightvllm.sampling_params import StructuredOutputsParams
 from lightvllm.server.parsing import ReasoningState, forced_grammar, strict_grammar
 from lightvllm.server.parsing.grammar import arguments_schema
+from lightvllm.structured.grammar import LIMITS, to_grammar
 from tests.server.parsing.outputs import calls_of, parse
 
 BYTES = LLTokenizer("byte")
@@ -51,10 +54,16 @@ BETWEEN = {"hermes": "\n", "llama3_json": "; "}
 FORMATS = ["hermes", "llama3_json"]
 
 
+def follow(grammar: str) -> LLMatcher:
+    """As the worker follows an output through it, with bytes for tokens."""
+    matcher = LLMatcher(BYTES, to_grammar(StructuredOutputsParams(grammar=grammar)), limits=LIMITS)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher
+
+
 def accepts(grammar: str, text: str) -> bool:
     """Whether the whole text is an output under the grammar."""
-    matcher = LLMatcher(BYTES, grammar)
-    assert not matcher.is_error(), matcher.get_error()
+    matcher = follow(grammar)
     tokens = BYTES.tokenize_str(text)
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
@@ -62,7 +71,7 @@ def accepts(grammar: str, text: str) -> bool:
 def random_output(grammar: str, seed: int, max_bytes: int = 400) -> tuple[str, bool]:
     """What a model without any sense writes under the grammar, and whether it came to the end."""
     draw = random.Random(seed)
-    matcher = LLMatcher(BYTES, grammar)
+    matcher = follow(grammar)
     tokens: list[int] = []
     for _ in range(max_bytes):
         mask = matcher.compute_bitmask()
@@ -228,3 +237,46 @@ def test_a_function_takes_the_arguments_it_names(parameters, takes_others):
     assert schema["type"] == "object"
     assert (schema.get("additionalProperties", True) is not False) is takes_others
     assert parameters is None or "type" not in parameters or parameters["type"] == "object"
+
+
+def test_descriptions_do_not_count():
+    tools = []
+    for i in range(128):
+        parameters = {"description": "x" * 2000, "properties": {"a": {"type": "string", "description": "y" * 2000}}}
+        tools.append({"type": "function", "function": {"name": f"f{i}", "parameters": parameters}})
+    grammar = forced_grammar(tools, "required", True, "llama3_json", "off")
+    assert accepts(grammar, '{"name": "f127", "parameters": {"a":"b"}}; {"name": "f1", "parameters": {}}')
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"not": {"type": "string"}}, r"tools\[1\].function.parameters: the keyword 'not' at #/properties/a cannot"),
+        ({"if": {}, "then": {}}, r"tools\[1\].function.parameters: the keyword 'if'"),
+        ({"$ref": "http://other"}, r"tools\[1\].function.parameters: \$ref"),
+        ({"type": "strin"}, r"tools\[1\].function.parameters: type"),
+        ({"type": "string", "pattern": "(?=a)"}, r"tools\[1\].function.parameters: .*look-ahead"),
+    ],
+)
+def test_parameters_that_cannot_be_enforced_are_refused_by_their_place(schema, says):
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    tools = [TOOLS[0], {"type": "function", "function": {"name": "get", "parameters": parameters, "strict": True}}]
+    with pytest.raises(ParameterError, match=says) as refused:
+        forced_grammar(tools, "required", True, "hermes", "possible")
+    assert refused.value.parameter == "tools"
+    with pytest.raises(ParameterError, match=says):
+        strict_grammar(tools, "llama3_json", "off")
+    tools[1]["function"]["strict"] = False
+    assert strict_grammar(tools, "hermes", "off") is None
+    assert forced_grammar(tools, NAMED, True, "hermes", "off")
+
+
+def test_tools_that_are_too_much_together_are_refused():
+    properties = {f"{'p' * 60}{i}": {"type": "integer"} for i in range(60)}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": {"properties": properties}}}
+        for i in range(128)
+    ]
+    with pytest.raises(ParameterError, match="tools: calls of them cannot be enforced") as refused:
+        forced_grammar(tools, "required", True, "hermes", "off")
+    assert refused.value.parameter == "tools"
