@@ -40,6 +40,47 @@ def test_rms_norm_of_extreme_rows(scale: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [1, 16, 17, 100, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+def test_add_rms_norm(dtype: torch.dtype, size: int, rows: int) -> None:
+    """The sum is rounded to its type before the norm: bitwise what the two ops give one after the other."""
+    x, update, weight = (
+        torch.randn(rows, size).to(dtype),
+        torch.randn(rows, size).to(dtype),
+        torch.randn(size).to(dtype),
+    )
+    before = x.clone()
+    total, normed = kernels.add_rms_norm(x, update, weight, 1e-6)
+    assert torch.equal(x, before)
+    assert torch.equal(total, x + update)
+    assert torch.equal(normed, kernels.rms_norm(total, weight, 1e-6))
+    for mine, theirs in zip((total, normed), reference.add_rms_norm(x, update, weight, 1e-6), strict=True):
+        assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("head_dim", [2, 8, 30, 32, 64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 2), (4, 4)])
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_rotary_qkv(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, has_norms: bool) -> None:
+    """Against its reference, and bitwise what norm and rotation give one after the other."""
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
+    weights = [torch.randn(head_dim).to(dtype) if has_norms else None for _ in range(2)]
+    angles = torch.randn(tokens, 1, head_dim)
+    args = (qkv, *weights, 1e-5, angles.cos(), angles.sin(), heads, kv_heads)
+    actual = kernels.rotary_qkv(*args)
+    assert_close(actual, reference.rotary_qkv(*args))
+    parts = qkv.unflatten(-1, (-1, head_dim)).split([heads, kv_heads, kv_heads], dim=1)
+    for mine, part, weight in zip(
+        actual.split([heads, kv_heads, kv_heads], dim=1), parts, [*weights, None], strict=True
+    ):
+        part = part if weight is None else kernels.rms_norm(part, weight, 1e-5)
+        expected = part if part is parts[2] else kernels.rotary(part, angles.cos(), angles.sin())
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("head_dim", [2, 8, 30, 32, 64, 128])
 def test_norm_and_rotary_of_strided_heads(dtype: torch.dtype, head_dim: int) -> None:
     """Queries and keys are slices of one product: neither tokens nor heads need be adjacent."""
@@ -146,4 +187,8 @@ def test_gradients_go_through_the_reference() -> None:
     with torch.inference_mode(False), torch.enable_grad():
         x, weight = torch.randn(3, 16, requires_grad=True), torch.ones(16, requires_grad=True)
         kernels.rms_norm(x, weight, 1e-6).sum().backward()
+        assert x.grad is not None
+        x.grad = None
+        total, normed = kernels.add_rms_norm(x, x, weight, 1e-6)
+        (total.sum() + normed.sum()).backward()
         assert x.grad is not None

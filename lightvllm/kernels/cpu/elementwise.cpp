@@ -1,4 +1,4 @@
-// RMSNorm, rotary embedding, SiLU-and-multiply, and the write into the KV cache.
+// RMSNorm, alone and with the addition before it, rotary embedding, alone and with the head norms before it, SiLU-and-multiply, and the write into the KV cache.
 // Reference twins: lightvllm/kernels/reference.py; test: tests/kernels/test_ops.py.
 #include "common.h"
 
@@ -47,6 +47,39 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   return out;
 }
 
+// ---- add_rms_norm ---------------------------------------------------------------------------------------------------
+
+#define ADD_RMS_NORM_ROWS(T)                                                                                          \
+  LIGHTVLLM_KERNEL void add_rms_norm_rows(T* total, T* out, const T* x, const T* update, const T* weight,             \
+                                          int64_t size, float eps, int64_t begin, int64_t end) {                      \
+    for (int64_t at = begin * size; at < end * size; at += size) {                                                    \
+      int64_t i = 0;                                                                                                  \
+      for (; i + LANES <= size; i += LANES) store(total + at + i, load(x + at + i) + load(update + at + i));          \
+      for (; i < size; i++) store_one(total + at + i, to_float(x[at + i]) + to_float(update[at + i]));                \
+      rms_norm_row(out + at, total + at, weight, size, eps);                                                          \
+    }                                                                                                                 \
+  }
+ADD_RMS_NORM_ROWS(float)
+ADD_RMS_NORM_ROWS(bf16)
+
+std::tuple<Tensor, Tensor> add_rms_norm(Tensor x, Tensor update, Tensor weight, double eps) {
+  STD_TORCH_CHECK(x.dim() == 2 && update.dim() == 2 && x.size(0) == update.size(0) && x.size(1) == update.size(1),
+                  "add_rms_norm: expected [tokens, size] twice");
+  STD_TORCH_CHECK(x.is_contiguous() && update.is_contiguous() && weight.is_contiguous(), "add_rms_norm: must be contiguous");
+  STD_TORCH_CHECK(x.scalar_type() == update.scalar_type() && x.scalar_type() == weight.scalar_type() &&
+                      weight.numel() == x.size(1),
+                  "add_rms_norm: x, update and weight must have one type and size");
+  Tensor total = torch::stable::new_empty(x, x.sizes()), out = torch::stable::new_empty(x, x.sizes());
+  for_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    torch::stable::parallel_for(0, x.size(0), 1 + 16384 / x.size(1), [&](int64_t begin, int64_t end) {
+      add_rms_norm_rows(data<T>(total), data<T>(out), data<T>(x), data<T>(update), data<T>(weight), x.size(1), eps, begin,
+                        end);
+    });
+  });
+  return {total, out};
+}
+
 // ---- rotary ---------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -87,6 +120,60 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin) {
     torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
       rotary_rows(data<T>(out), data<T>(x), data<float>(cos), data<float>(sin), heads, size, x.stride(0), x.stride(1),
                   begin, end);
+    });
+  });
+  return out;
+}
+
+// ---- rotary_qkv -----------------------------------------------------------------------------------------------------
+
+template <class T>
+struct HeadNorms {
+  const T *query, *key;  // [head_dim], or none
+  float eps;
+};
+
+// Rows are (token, head) pairs, a token's query heads first, then its keys and its values.
+#define ROTARY_QKV_ROWS(T)                                                                                             \
+  LIGHTVLLM_KERNEL void rotary_qkv_rows(T* out, const T* x, const float* cos, const float* sin, HeadNorms<T> norms,    \
+                                        int64_t heads, int64_t kv_heads, int64_t size, int64_t begin, int64_t end) {   \
+    for (int64_t row = begin; row < end; row++) {                                                                      \
+      const int64_t token = row / (heads + 2 * kv_heads), head = row % (heads + 2 * kv_heads);                         \
+      const T* from = x + row * size;                                                                                  \
+      T* to = out + row * size;                                                                                        \
+      if (head >= heads + kv_heads) {                                                                                  \
+        std::memcpy(to, from, size * sizeof(T));                                                                       \
+        continue;                                                                                                      \
+      }                                                                                                                \
+      if (norms.query) {                                                                                               \
+        rms_norm_row(to, from, head < heads ? norms.query : norms.key, size, norms.eps);                               \
+        from = to;                                                                                                     \
+      }                                                                                                                \
+      rotate(to, from, cos + token * size, sin + token * size, size / 2);                                              \
+    }                                                                                                                  \
+  }
+ROTARY_QKV_ROWS(float)
+ROTARY_QKV_ROWS(bf16)
+
+Tensor rotary_qkv(Tensor qkv, std::optional<Tensor> query_weight, std::optional<Tensor> key_weight, double eps, Tensor cos,
+                  Tensor sin, int64_t heads, int64_t kv_heads) {
+  const int64_t rows = heads + 2 * kv_heads, size = qkv.size(1) / rows;
+  STD_TORCH_CHECK(qkv.dim() == 2 && qkv.is_contiguous() && size * rows == qkv.size(1) && size % 2 == 0,
+                  "rotary_qkv: expected a contiguous [tokens, heads * head_dim]");
+  STD_TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.numel() == qkv.size(0) * size && sin.numel() == cos.numel(),
+                  "rotary_qkv: cos and sin must be contiguous [tokens, 1, head_dim]");
+  STD_TORCH_CHECK(query_weight.has_value() == key_weight.has_value(), "rotary_qkv: weights for both norms, or for none");
+  for (const auto& weight : {query_weight, key_weight})
+    STD_TORCH_CHECK(!weight || (weight->is_contiguous() && weight->numel() == size && weight->scalar_type() == qkv.scalar_type()),
+                    "rotary_qkv: a norm's weight must be contiguous, of the size of a head and of the product's type");
+  Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), rows, size});
+  for_type(qkv, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const HeadNorms<T> norms = {query_weight ? data<T>(*query_weight) : nullptr, key_weight ? data<T>(*key_weight) : nullptr,
+                                float(eps)};
+    torch::stable::parallel_for(0, qkv.size(0) * rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+      rotary_qkv_rows(data<T>(out), data<T>(qkv), data<float>(cos), data<float>(sin), norms, heads, kv_heads, size, begin,
+                      end);
     });
   });
   return out;
@@ -147,7 +234,9 @@ void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Te
 
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
+  m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   m.impl("rotary", TORCH_BOX(&rotary));
+  m.impl("rotary_qkv", TORCH_BOX(&rotary_qkv));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("write_kv", TORCH_BOX(&write_kv));
 }
