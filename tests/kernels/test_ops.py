@@ -119,66 +119,10 @@ def test_write_kv(dtype: torch.dtype) -> None:
     assert mine[0].count_nonzero() > 0
 
 
-def paged_case(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, block_size: int) -> list[Tensor]:
-    """Queries, caches, block table, query and sequence lengths of a batch of decodes and chunks."""
-    query_lens = torch.tensor([1, 9, 1, 40, 1, 1])
-    seq_lens = torch.tensor([1, 9, 33, 100, 64, 31])
-    blocks = int(-(-100 // block_size))
-    table = torch.randperm(6 * blocks).view(6, blocks).int()
-    cache = [torch.randn(6 * blocks, block_size, kv_heads, head_dim).to(dtype) for _ in range(2)]
-    return [torch.randn(int(query_lens.sum()), heads, head_dim).to(dtype), *cache, table, query_lens, seq_lens]
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (16, 1)])
-@pytest.mark.parametrize("head_dim", [16, 48, 112, 128])
-@pytest.mark.parametrize("window", [0, 1, 20, 1000])
-def test_paged_attention(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, window: int) -> None:
-    case = paged_case(dtype, head_dim, heads, kv_heads, 16 if window else 5)
-    scale = head_dim**-0.5
-    assert_close(kernels.paged_attention(*case, scale, window), reference.paged_attention(*case, scale, window))
-
-
-def test_paged_attention_of_large_scores() -> None:
-    """Scores far beyond exp's range: the softmax is a choice of one key, not a nan."""
-    case = paged_case(torch.float32, 32, 2, 2, 16)
-    actual = kernels.paged_attention(*case, 1e3, 0)
-    assert_close(actual, reference.paged_attention(*case, 1e3, 0))
-
-
-def test_paged_attention_ignores_what_lies_behind_the_sequence() -> None:
-    """A block's unused slots may hold anything, another request's nan included."""
-    query, key, value, table, query_lens, seq_lens = paged_case(torch.float32, 32, 2, 2, 16)
-    expected = kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, 0)
-    for i, seq_len in enumerate(seq_lens.tolist()):
-        block = table[i, (seq_len - 1) // 16]
-        key[block, (seq_len - 1) % 16 + 1 :] = float("nan")
-        value[block, (seq_len - 1) % 16 + 1 :] = float("nan")
-    assert torch.equal(kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, 0), expected)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("window", [0, 20])
-def test_paged_attention_is_bitwise_the_same_in_any_company(dtype: torch.dtype, window: int) -> None:
-    query, key, value, table, query_lens, seq_lens = paged_case(dtype, 64, 6, 2, 16)
-    together = kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, window)
-    token = 0
-    for i, (length, seq_len) in enumerate(zip(query_lens.tolist(), seq_lens.tolist(), strict=True)):
-        for t in range(length):  # each token as a decode of its own
-            one, position = torch.tensor([1]), torch.tensor([seq_len - length + t + 1])
-            alone = kernels.paged_attention(
-                query[token : token + 1], key, value, table[i : i + 1], one, position, 0.2, window
-            )
-            assert torch.equal(alone[0], together[token])
-            token += 1
-
-
 @pytest.mark.skipif(
     torch.__version__ < "2.12", reason="before torch 2.12 a check that fails in a kernel ends the process"
 )
 def test_a_wrong_shape_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="multiple of 16"):
-        kernels.paged_attention(*paged_case(torch.float32, 24, 2, 2, 16), 1.0, 0)
     with pytest.raises(RuntimeError, match="one type"):
         kernels.rms_norm(torch.randn(2, 8), torch.randn(8).bfloat16(), 1e-6)
 

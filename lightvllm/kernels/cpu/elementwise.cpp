@@ -3,6 +3,17 @@
 #include "common.h"
 
 namespace lightvllm {
+namespace {
+
+// Calls f(row) for each row of `size` numbers; f is a lambda marked LIGHTVLLM_BODY.
+template <class F>
+void for_rows(int64_t rows, int64_t size, const F& f) {
+  torch::stable::parallel_for(0, rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+    vectorized([&]() LIGHTVLLM_BODY {
+      for (int64_t row = begin; row < end; row++) f(row);
+    });
+  });
+}
 
 // ---- rms_norm -------------------------------------------------------------------------------------------------------
 
@@ -21,16 +32,6 @@ LIGHTVLLM_INLINE void rms_norm_row(T* out, const T* x, const T* weight, int64_t 
   for (; i < size; i++) store_one(out + i, to_float(x[i]) * scale * to_float(weight[i]));
 }
 
-// x: [tokens, heads, size] with the given strides; out: the same, contiguous. Rows are (token, head) pairs.
-#define RMS_NORM_ROWS(T)                                                                                              \
-  LIGHTVLLM_KERNEL void rms_norm_rows(T* out, const T* x, const T* weight, int64_t heads, int64_t size,               \
-                                      int64_t token_stride, int64_t head_stride, float eps, int64_t begin, int64_t end) { \
-    for (int64_t row = begin; row < end; row++)                                                                       \
-      rms_norm_row(out + row * size, x + row / heads * token_stride + row % heads * head_stride, weight, size, eps);  \
-  }
-RMS_NORM_ROWS(float)
-RMS_NORM_ROWS(bf16)
-
 Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   int64_t dims = x.dim(), size = x.size(dims - 1);
   STD_TORCH_CHECK(dims == 2 || dims == 3, "rms_norm: expected [tokens, size] or [tokens, heads, size]");
@@ -40,8 +41,11 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      rms_norm_rows(data<T>(out), data<T>(x), data<T>(weight), heads, size, x.stride(0), head_stride, eps, begin, end);
+    const T *from = data<T>(x), *by = data<T>(weight);
+    T* to = data<T>(out);
+    const int64_t token_stride = x.stride(0);
+    for_rows(x.size(0) * heads, size, [&](int64_t row) LIGHTVLLM_BODY {
+      rms_norm_row(to + row * size, from + row / heads * token_stride + row % heads * head_stride, by, size, float(eps));
     });
   });
   return out;
@@ -49,18 +53,12 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
 
 // ---- add_rms_norm ---------------------------------------------------------------------------------------------------
 
-#define ADD_RMS_NORM_ROWS(T)                                                                                          \
-  LIGHTVLLM_KERNEL void add_rms_norm_rows(T* total, T* out, const T* x, const T* update, const T* weight,             \
-                                          int64_t size, float eps, int64_t begin, int64_t end) {                      \
-    for (int64_t at = begin * size; at < end * size; at += size) {                                                    \
-      int64_t i = 0;                                                                                                  \
-      for (; i + LANES <= size; i += LANES) store(total + at + i, load(x + at + i) + load(update + at + i));          \
-      for (; i < size; i++) store_one(total + at + i, to_float(x[at + i]) + to_float(update[at + i]));                \
-      rms_norm_row(out + at, total + at, weight, size, eps);                                                          \
-    }                                                                                                                 \
-  }
-ADD_RMS_NORM_ROWS(float)
-ADD_RMS_NORM_ROWS(bf16)
+template <class T>
+LIGHTVLLM_INLINE void add_row(T* total, const T* x, const T* update, int64_t size) {
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) store(total + i, load(x + i) + load(update + i));
+  for (; i < size; i++) store_one(total + i, to_float(x[i]) + to_float(update[i]));
+}
 
 std::tuple<Tensor, Tensor> add_rms_norm(Tensor x, Tensor update, Tensor weight, double eps) {
   STD_TORCH_CHECK(x.dim() == 2 && update.dim() == 2 && x.size(0) == update.size(0) && x.size(1) == update.size(1),
@@ -72,9 +70,13 @@ std::tuple<Tensor, Tensor> add_rms_norm(Tensor x, Tensor update, Tensor weight, 
   Tensor total = torch::stable::new_empty(x, x.sizes()), out = torch::stable::new_empty(x, x.sizes());
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0), 1 + 16384 / x.size(1), [&](int64_t begin, int64_t end) {
-      add_rms_norm_rows(data<T>(total), data<T>(out), data<T>(x), data<T>(update), data<T>(weight), x.size(1), eps, begin,
-                        end);
+    const T *from = data<T>(x), *more = data<T>(update), *by = data<T>(weight);
+    T *sums = data<T>(total), *to = data<T>(out);
+    const int64_t size = x.size(1);
+    for_rows(x.size(0), size, [&](int64_t row) LIGHTVLLM_BODY {
+      const int64_t at = row * size;
+      add_row(sums + at, from + at, more + at, size);
+      rms_norm_row(to + at, sums + at, by, size, float(eps));
     });
   });
   return {total, out};
@@ -97,19 +99,6 @@ LIGHTVLLM_INLINE void rotate(T* out, const T* x, const float* cos, const float* 
   }
 }
 
-#define ROTARY_ROWS(T)                                                                                                 \
-  LIGHTVLLM_KERNEL void rotary_rows(T* out, const T* x, const float* cos, const float* sin, int64_t heads,             \
-                                    int64_t size, int64_t token_stride, int64_t head_stride, int64_t begin,            \
-                                    int64_t end) {                                                                     \
-    for (int64_t row = begin; row < end; row++) {                                                                      \
-      int64_t token = row / heads;                                                                                     \
-      rotate(out + row * size, x + token * token_stride + row % heads * head_stride, cos + token * size,               \
-             sin + token * size, size / 2);                                                                            \
-    }                                                                                                                  \
-  }
-ROTARY_ROWS(float)
-ROTARY_ROWS(bf16)
-
 Tensor rotary(Tensor x, Tensor cos, Tensor sin) {
   STD_TORCH_CHECK(x.dim() == 3 && x.stride(2) == 1, "rotary: expected [tokens, heads, head_dim], the last contiguous");
   STD_TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous(), "rotary: cos and sin must be contiguous");
@@ -117,43 +106,20 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      rotary_rows(data<T>(out), data<T>(x), data<float>(cos), data<float>(sin), heads, size, x.stride(0), x.stride(1),
-                  begin, end);
+    const T* from = data<T>(x);
+    const float *cosines = data<float>(cos), *sines = data<float>(sin);
+    T* to = data<T>(out);
+    const int64_t token_stride = x.stride(0), head_stride = x.stride(1);
+    for_rows(x.size(0) * heads, size, [&](int64_t row) LIGHTVLLM_BODY {
+      const int64_t token = row / heads;
+      rotate(to + row * size, from + token * token_stride + row % heads * head_stride, cosines + token * size,
+             sines + token * size, size / 2);
     });
   });
   return out;
 }
 
 // ---- rotary_qkv -----------------------------------------------------------------------------------------------------
-
-template <class T>
-struct HeadNorms {
-  const T *query, *key;  // [head_dim], or none
-  float eps;
-};
-
-// Rows are (token, head) pairs, a token's query heads first, then its keys and its values.
-#define ROTARY_QKV_ROWS(T)                                                                                             \
-  LIGHTVLLM_KERNEL void rotary_qkv_rows(T* out, const T* x, const float* cos, const float* sin, HeadNorms<T> norms,    \
-                                        int64_t heads, int64_t kv_heads, int64_t size, int64_t begin, int64_t end) {   \
-    for (int64_t row = begin; row < end; row++) {                                                                      \
-      const int64_t token = row / (heads + 2 * kv_heads), head = row % (heads + 2 * kv_heads);                         \
-      const T* from = x + row * size;                                                                                  \
-      T* to = out + row * size;                                                                                        \
-      if (head >= heads + kv_heads) {                                                                                  \
-        std::memcpy(to, from, size * sizeof(T));                                                                       \
-        continue;                                                                                                      \
-      }                                                                                                                \
-      if (norms.query) {                                                                                               \
-        rms_norm_row(to, from, head < heads ? norms.query : norms.key, size, norms.eps);                               \
-        from = to;                                                                                                     \
-      }                                                                                                                \
-      rotate(to, from, cos + token * size, sin + token * size, size / 2);                                              \
-    }                                                                                                                  \
-  }
-ROTARY_QKV_ROWS(float)
-ROTARY_QKV_ROWS(bf16)
 
 Tensor rotary_qkv(Tensor qkv, std::optional<Tensor> query_weight, std::optional<Tensor> key_weight, double eps, Tensor cos,
                   Tensor sin, int64_t heads, int64_t kv_heads) {
@@ -169,11 +135,22 @@ Tensor rotary_qkv(Tensor qkv, std::optional<Tensor> query_weight, std::optional<
   Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), rows, size});
   for_type(qkv, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const HeadNorms<T> norms = {query_weight ? data<T>(*query_weight) : nullptr, key_weight ? data<T>(*key_weight) : nullptr,
-                                float(eps)};
-    torch::stable::parallel_for(0, qkv.size(0) * rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      rotary_qkv_rows(data<T>(out), data<T>(qkv), data<float>(cos), data<float>(sin), norms, heads, kv_heads, size, begin,
-                      end);
+    const T *from = data<T>(qkv), *query_by = query_weight ? data<T>(*query_weight) : nullptr,
+            *key_by = key_weight ? data<T>(*key_weight) : nullptr;
+    const float *cosines = data<float>(cos), *sines = data<float>(sin);
+    T* to = data<T>(out);
+    for_rows(qkv.size(0) * rows, size, [&](int64_t row) LIGHTVLLM_BODY {
+      const int64_t token = row / rows, head = row % rows, at = row * size;  // query heads first, then keys and values
+      if (head >= heads + kv_heads) {
+        std::memcpy(to + at, from + at, size * sizeof(T));
+        return;
+      }
+      const T* x = from + at;
+      if (query_by) {
+        rms_norm_row(to + at, x, head < heads ? query_by : key_by, size, float(eps));
+        x = to + at;
+      }
+      rotate(to + at, x, cosines + token * size, sines + token * size, size / 2);
     });
   });
   return out;
@@ -194,22 +171,15 @@ LIGHTVLLM_INLINE void silu_and_mul_row(T* out, const T* x, int64_t size) {
   }
 }
 
-#define SILU_AND_MUL_ROWS(T)                                                                               \
-  LIGHTVLLM_KERNEL void silu_and_mul_rows(T* out, const T* x, int64_t size, int64_t begin, int64_t end) { \
-    for (int64_t row = begin; row < end; row++) silu_and_mul_row(out + row * size, x + row * 2 * size, size); \
-  }
-SILU_AND_MUL_ROWS(float)
-SILU_AND_MUL_ROWS(bf16)
-
 Tensor silu_and_mul(Tensor x) {
   STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "silu_and_mul: expected a contiguous [tokens, 2 * size]");
   int64_t size = x.size(1) / 2;
   Tensor out = torch::stable::new_empty(x, {x.size(0), size});
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0), 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      silu_and_mul_rows(data<T>(out), data<T>(x), size, begin, end);
-    });
+    const T* from = data<T>(x);
+    T* to = data<T>(out);
+    for_rows(x.size(0), size, [&](int64_t row) LIGHTVLLM_BODY { silu_and_mul_row(to + row * size, from + row * 2 * size, size); });
   });
   return out;
 }
@@ -231,6 +201,8 @@ void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Te
     }
   });
 }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
