@@ -33,6 +33,7 @@ SCHEMAS = {
     "write_kv": "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()",
     "paged_attention": "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens, "
     "Tensor seq_lens, float scale, int sliding_window) -> Tensor",
+    "most_likely": "(Tensor logits) -> Tensor",
 }
 
 
@@ -84,6 +85,7 @@ rotary_qkv = _op("rotary_qkv")
 silu_and_mul = _op("silu_and_mul")
 write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
+most_likely = _op("most_likely")
 
 
 def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:

@@ -120,6 +120,16 @@ def paged_attention(
     return torch.cat(outputs)
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """Where each row's largest number is, of equal ones the first; -1 where it is not finite. A NaN is the largest.
+
+    logits: [num_rows, vocab_size] -> [num_rows] int64
+    """
+    logits = logits.float()  # of bfloat16 PyTorch's CPU looks at one number at a time
+    best = logits.argmax(dim=-1, keepdim=True)
+    return torch.where(logits.gather(-1, best).isfinite(), best, -1).squeeze(-1)
+
+
 def pack_linear(weight: Tensor) -> Tensor:
     """A weight, [outputs, inputs], as `packed_linear` reads it. Each twin has a layout of its own; here it is as it was."""
     return weight
