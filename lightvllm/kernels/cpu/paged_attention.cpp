@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "few_rows.h"
 #include "panels.h"
 
 namespace lightvllm {
@@ -20,7 +21,6 @@ namespace {
 constexpr int64_t TILE = 128;
 constexpr int64_t MOST_ROWS = 72;  // of a task
 constexpr float NEVER_SEEN = -1e30f;
-typedef uint16_t u16x32 __attribute__((vector_size(64)));
 
 // What the tasks of one call share.
 struct Call {
@@ -66,38 +66,6 @@ LIGHTVLLM_INLINE void merge_sums(float* first, const float* second, int64_t coun
 }
 
 // ---- panels ---------------------------------------------------------------------------------------------------------
-
-// Sixteen rows of sixteen words -> sixteen columns. Each step exchanges the halves of pairs of rows.
-LIGHTVLLM_INLINE void transpose(u32x16* x) {
-  u32x16 y[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-    y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 4) {
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; j++) {
-      const u32x16 a = y[i + j], b = y[i + j + 2];
-      x[i + 2 * j] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-      x[i + 2 * j + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    }
-  }  // x[4 * i + c], quarter q: word 4 * q + c of rows 4 * i to 4 * i + 3
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; c++) {
-    const u32x16 a = __builtin_shufflevector(x[c], x[4 + c], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-    const u32x16 b = __builtin_shufflevector(x[c], x[4 + c], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    const u32x16 d = __builtin_shufflevector(x[8 + c], x[12 + c], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-    const u32x16 e = __builtin_shufflevector(x[8 + c], x[12 + c], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    y[c] = __builtin_shufflevector(a, d, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-    y[8 + c] = __builtin_shufflevector(a, d, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    y[4 + c] = __builtin_shufflevector(b, e, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-    y[12 + c] = __builtin_shufflevector(b, e, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) x[i] = y[i];
-}
 
 // WORDS four-byte words of sixteen keys, from word `at` on, into their columns of a panel.
 template <int WORDS, class T>
@@ -145,10 +113,7 @@ LIGHTVLLM_INLINE void pack_values(const bf16* const* values, const bf16* const* 
       std::memcpy(&b, values[key + 1] + d, sizeof(b));
       __builtin_prefetch(ahead[key] + d, 0, 2);
       __builtin_prefetch(ahead[key + 1] + d, 0, 2);
-      const u16x32 low = __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41,
-                                                 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
-      const u16x32 high = __builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24,
-                                                  56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
+      const u16x32 low = interleave_low(a, b), high = interleave_high(a, b);
       std::memcpy(to + d, &low, sizeof(low));
       std::memcpy(to + d + 16, &high, sizeof(high));
     }
@@ -238,6 +203,7 @@ template <class T>
 LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch<T>& scratch) {
   const int64_t head_dim = call.head_dim, group = call.group, width = call.width, per_word = 4 / sizeof(T);
   const int64_t head_rows = task.tokens * group, end = task.first_position + task.tokens;
+  const FewRows few = few_rows(head_rows);
   auto position_of = [&](int64_t row) LIGHTVLLM_BODY { return task.first_position + row / group; };  // row: of its KV head
   auto first_seen = [&](int64_t row) LIGHTVLLM_BODY { return call.window > 0 ? position_of(row) - call.window + 1 : 0; };
   for (int64_t row = 0; row < task.kv_heads * head_rows; row++) {
@@ -265,7 +231,16 @@ LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch
         return position_of(row) >= from && first_seen(row) < to;
       };
       for (int64_t key = start; key < stop; key += PANEL) {
-        pack_keys(keys + (key - start), keys_ahead + (key - start), head_dim, scratch.panel);
+        const T *const *of_panel = keys + (key - start), *const *next = keys_ahead + (key - start);
+        if constexpr (std::is_same_v<T, bf16>) {
+          if (few.scores) {
+            few.scores(of_panel, next, head_dim, scratch.query + first_row * head_dim, scratch.sums);
+            for (int64_t r = 0; r < head_rows; r++)
+              std::memcpy(scratch.scores + r * TILE + key - start, scratch.sums + r * PANEL, PANEL * sizeof(float));
+            continue;
+          }
+        }
+        pack_keys(of_panel, next, head_dim, scratch.panel);
         for_row_blocks(head_rows, scratch.panel, 0, 1, [&](int64_t row, int64_t rows, Prefetch) LIGHTVLLM_BODY {
           if (position_of(row + rows - 1) < key || first_seen(row) >= key + PANEL) return;
           call.pass(rows, reinterpret_cast<Groups>(scratch.query + (first_row + row) * head_dim), head_dim / per_word,
@@ -294,12 +269,7 @@ LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch
           values[j] += PANEL;
           values_ahead[j] += PANEL;
         }
-        pack_values(values, values_ahead, stop - start, std::min(PANEL, head_dim - d), scratch.panel);
-        for_row_blocks(head_rows, scratch.panel, 0, 1, [&](int64_t row, int64_t rows, Prefetch) LIGHTVLLM_BODY {
-          const int64_t seen = std::min(stop, position_of(row + rows - 1) + 1) - start;
-          if (seen <= 0 || first_seen(row) >= stop) return;
-          call.pass(rows, reinterpret_cast<Groups>(scratch.weights + row * TILE), TILE / per_word, scratch.panel,
-                    (seen + per_word - 1) / per_word, Prefetch{reinterpret_cast<char*>(scratch.panel), 0, 1}, scratch.sums);
+        auto keep = [&](int64_t row, int64_t rows) LIGHTVLLM_BODY {
           for (int64_t r = 0; r < rows; r++) {
             const int64_t at = first_row + row + r;
             if (!sees(row + r, start, stop)) continue;
@@ -310,6 +280,21 @@ LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch
               merge_sums(scratch.output + at * width + d, scratch.sums + r * PANEL, PANEL, scratch.merges[row + r]);
             }
           }
+        };
+        if constexpr (std::is_same_v<T, bf16>) {
+          if (few.values && d + PANEL <= head_dim) {
+            few.values(values, values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
+            keep(0, head_rows);
+            continue;
+          }
+        }
+        pack_values(values, values_ahead, stop - start, std::min(PANEL, head_dim - d), scratch.panel);
+        for_row_blocks(head_rows, scratch.panel, 0, 1, [&](int64_t row, int64_t rows, Prefetch) LIGHTVLLM_BODY {
+          const int64_t seen = std::min(stop, position_of(row + rows - 1) + 1) - start;
+          if (seen <= 0 || first_seen(row) >= stop) return;
+          call.pass(rows, reinterpret_cast<Groups>(scratch.weights + row * TILE), TILE / per_word, scratch.panel,
+                    (seen + per_word - 1) / per_word, Prefetch{reinterpret_cast<char*>(scratch.panel), 0, 1}, scratch.sums);
+          keep(row, rows);
         });
       }
     }
