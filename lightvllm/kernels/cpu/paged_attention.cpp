@@ -12,8 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "few_rows.h"
-#include "panels.h"
+#include "attention_panels.h"
 
 namespace lightvllm {
 namespace {
@@ -63,62 +62,6 @@ LIGHTVLLM_INLINE Merge merge(Softmax& first, Softmax second) {
 
 LIGHTVLLM_INLINE void merge_sums(float* first, const float* second, int64_t count, Merge by) {
   for (int64_t i = 0; i < count; i += LANES) store(first + i, load(first + i) * by.first + load(second + i) * by.second);
-}
-
-// ---- panels ---------------------------------------------------------------------------------------------------------
-
-// WORDS four-byte words of sixteen keys, from word `at` on, into their columns of a panel.
-template <int WORDS, class T>
-LIGHTVLLM_INLINE void pack_key_words(const T* const* keys, const T* const* ahead, int64_t at, uint32_t* panel) {
-  u32x16 rows[16] = {};
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) {
-    std::memcpy(&rows[i], reinterpret_cast<const char*>(keys[i]) + 4 * at, 4 * WORDS);
-    __builtin_prefetch(reinterpret_cast<const char*>(ahead[i]) + 4 * at, 0, 2);
-  }
-  transpose(rows);
-#pragma GCC unroll 16
-  for (int i = 0; i < WORDS; i++) std::memcpy(panel + (at + i) * PANEL, &rows[i], sizeof(rows[i]));
-}
-
-// PANEL keys of one head -> [groups of dimensions, PANEL]. `ahead`: the rows to fetch meanwhile.
-template <class T>
-LIGHTVLLM_INLINE void pack_keys(const T* const* keys, const T* const* ahead, int64_t head_dim, uint32_t* panel) {
-  const int64_t words = head_dim * sizeof(T) / 4;
-  for (int64_t key = 0; key < PANEL; key += 16) {
-    int64_t at = 0;
-    for (; at + 16 <= words; at += 16) pack_key_words<16>(keys + key, ahead + key, at, panel + key);
-    if (at < words) pack_key_words<8>(keys + key, ahead + key, at, panel + key);
-  }
-}
-
-// `count` dimensions of the values of some keys -> [groups of keys, PANEL].
-LIGHTVLLM_INLINE void pack_values(const float* const* values, const float* const* ahead, int64_t keys, int64_t count,
-                                  uint32_t* panel) {
-  for (int64_t key = 0; key < keys; key++)
-    for (int64_t d = 0; d < count; d += LANES) {
-      std::memcpy(panel + key * PANEL + d, values[key] + d, sizeof(f32x16));
-      __builtin_prefetch(ahead[key] + d, 0, 2);
-    }
-}
-
-LIGHTVLLM_INLINE void pack_values(const bf16* const* values, const bf16* const* ahead, int64_t keys, int64_t count,
-                                  uint32_t* panel) {
-  for (int64_t key = 0; key < keys; key += 2) {
-    uint32_t* to = panel + key / 2 * PANEL;
-    int64_t d = 0;
-    for (; d + 32 <= count; d += 32) {
-      u16x32 a, b;
-      std::memcpy(&a, values[key] + d, sizeof(a));
-      std::memcpy(&b, values[key + 1] + d, sizeof(b));
-      __builtin_prefetch(ahead[key] + d, 0, 2);
-      __builtin_prefetch(ahead[key + 1] + d, 0, 2);
-      const u16x32 low = interleave_low(a, b), high = interleave_high(a, b);
-      std::memcpy(to + d, &low, sizeof(low));
-      std::memcpy(to + d + 16, &high, sizeof(high));
-    }
-    for (; d < count; d++) to[d] = values[key][d].bits | uint32_t(values[key + 1][d].bits) << 16;
-  }
 }
 
 // ---- a task ---------------------------------------------------------------------------------------------------------
@@ -199,109 +142,146 @@ LIGHTVLLM_INLINE Softmax weigh(const float* scores, float scale, int64_t first, 
   return result;
 }
 
+// One KV head's keys and values of a tile, against the task's rows of that head.
+template <class T>
+struct HeadTile {
+  static constexpr int64_t PER_WORD = 4 / sizeof(T);
+  const Call& call;
+  const Task<T>& task;
+  Scratch<T>& scratch;
+  FewRows few;
+  int64_t tile, start, stop;  // keys [start, stop)
+  int64_t first_row, rows;    // of the task's
+  const T *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
+
+  // row: counted from first_row
+  LIGHTVLLM_INLINE int64_t position_of(int64_t row) const { return task.first_position + row / call.group; }
+  LIGHTVLLM_INLINE int64_t first_seen(int64_t row) const { return call.window > 0 ? position_of(row) - call.window + 1 : 0; }
+  LIGHTVLLM_INLINE bool sees(int64_t row) const { return position_of(row) >= start && first_seen(row) < stop; }
+  LIGHTVLLM_INLINE float* partial_of(int64_t row) const {
+    return task.partials + ((first_row + row) * task.sequence_tiles + tile) * (call.width + 2);
+  }
+
+  // The addresses, and those that are fetched meanwhile: the next head's, or the first's of the next tile.
+  LIGHTVLLM_INLINE void find(int64_t kv_head, int64_t now) {
+    const bool is_last = kv_head + 1 == task.kv_heads;
+    for (int64_t j = 0; j < TILE; j++) {
+      keys[j] = scratch.keys[now][j] + kv_head * call.head_dim;
+      values[j] = scratch.values[now][j] + kv_head * call.head_dim;
+      keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : keys[j] + call.head_dim;
+      values_ahead[j] = is_last ? scratch.values[1 - now][j] : values[j] + call.head_dim;
+    }
+  }
+
+  LIGHTVLLM_INLINE void pass(const T* x, int64_t stride, int64_t count, int64_t words) const {
+    call.pass(count, reinterpret_cast<Groups>(x), stride / PER_WORD, scratch.panel, words,
+              Prefetch{reinterpret_cast<char*>(scratch.panel), 0, 1}, scratch.sums);
+  }
+
+  LIGHTVLLM_INLINE void keep_scores(int64_t row, int64_t count, int64_t key) const {
+    for (int64_t r = 0; r < count; r++)
+      std::memcpy(scratch.scores + (row + r) * TILE + key, scratch.sums + r * PANEL, PANEL * sizeof(float));
+  }
+
+  // The scores of PANEL keys from the tile's `key` on.
+  LIGHTVLLM_INLINE void score(int64_t key) const {
+    const T* query = scratch.query + first_row * call.head_dim;
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (few.scores) {
+        few.scores(keys + key, keys_ahead + key, call.head_dim, query, scratch.sums);
+        return keep_scores(0, rows, key);
+      }
+    }
+    pack_keys(keys + key, keys_ahead + key, call.head_dim, scratch.panel);
+    for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
+      if (position_of(row + count - 1) < start + key || first_seen(row) >= start + key + PANEL) return;
+      pass(query + row * call.head_dim, call.head_dim, count, call.head_dim / PER_WORD);
+      keep_scores(row, count, key);
+    });
+  }
+
+  // Scores -> weights, and what will merge their sums of values.
+  LIGHTVLLM_INLINE void weigh_all() const {
+    for (int64_t row = 0; row < rows; row++) {
+      T* weights = scratch.weights + row * TILE;
+      if (!sees(row)) {
+        std::memset(weights, 0, TILE * sizeof(T));
+        continue;
+      }
+      const Softmax of_tile =
+          weigh(scratch.scores + row * TILE, call.scale, first_seen(row) - start, position_of(row) - start, weights);
+      if (task.partials) {
+        partial_of(row)[call.width] = of_tile.peak;
+        partial_of(row)[call.width + 1] = of_tile.total;
+      } else {
+        scratch.merges[row] = merge(scratch.softmax[first_row + row], of_tile);
+      }
+    }
+  }
+
+  LIGHTVLLM_INLINE void keep_sums(int64_t row, int64_t count, int64_t d) const {
+    for (int64_t r = 0; r < count; r++) {
+      const float* sums = scratch.sums + r * PANEL;
+      if (!sees(row + r)) continue;
+      if (task.partials) {
+        std::memcpy(partial_of(row + r) + d, sums, PANEL * sizeof(float));
+      } else {
+        merge_sums(scratch.output + (first_row + row + r) * call.width + d, sums, PANEL, scratch.merges[row + r]);
+      }
+    }
+  }
+
+  // The weighted sums of PANEL dimensions of the values from `d` on. It moves the values' addresses there.
+  LIGHTVLLM_INLINE void add_values(int64_t d) {
+    for (int64_t j = 0; d && j < TILE; j++) {
+      values[j] += PANEL;
+      values_ahead[j] += PANEL;
+    }
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (few.values && d + PANEL <= call.head_dim) {
+        few.values(values, values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
+        return keep_sums(0, rows, d);
+      }
+    }
+    pack_values(values, values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
+    for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
+      const int64_t seen = std::min(stop, position_of(row + count - 1) + 1) - start;
+      if (seen <= 0 || first_seen(row) >= stop) return;
+      pass(scratch.weights + row * TILE, TILE, count, (seen + PER_WORD - 1) / PER_WORD);
+      keep_sums(row, count, d);
+    });
+  }
+};
+
 template <class T>
 LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch<T>& scratch) {
-  const int64_t head_dim = call.head_dim, group = call.group, width = call.width, per_word = 4 / sizeof(T);
-  const int64_t head_rows = task.tokens * group, end = task.first_position + task.tokens;
-  const FewRows few = few_rows(head_rows);
-  auto position_of = [&](int64_t row) LIGHTVLLM_BODY { return task.first_position + row / group; };  // row: of its KV head
-  auto first_seen = [&](int64_t row) LIGHTVLLM_BODY { return call.window > 0 ? position_of(row) - call.window + 1 : 0; };
-  for (int64_t row = 0; row < task.kv_heads * head_rows; row++) {
-    const int64_t head = row / head_rows * group + row % group;
-    std::memcpy(scratch.query + row * head_dim,
-                task.query + row % head_rows / group * call.query_stride + head * head_dim, head_dim * sizeof(T));
+  const int64_t head_dim = call.head_dim, group = call.group, width = call.width;
+  const int64_t head_rows = task.tokens * group, rows = task.kv_heads * head_rows, end = task.first_position + task.tokens;
+  // Where a row's head lies in the query and in the output.
+  auto place_of = [&](int64_t row, int64_t token_stride) LIGHTVLLM_BODY {
+    return row % head_rows / group * token_stride + (row / head_rows * group + row % group) * head_dim;
+  };
+  for (int64_t row = 0; row < rows; row++) {
+    std::memcpy(scratch.query + row * head_dim, task.query + place_of(row, call.query_stride), head_dim * sizeof(T));
     if (!task.partials) std::memset(scratch.output + row * width, 0, width * sizeof(float));
     scratch.softmax[row] = Softmax();
   }
+  const FewRows few = few_rows(head_rows);
   find_rows(call, task, task.first_tile * TILE, end, scratch.nothing, scratch.keys[0], scratch.values[0]);
   for (int64_t tile = task.first_tile; tile < task.last_tile; tile++) {
     const int64_t now = (tile - task.first_tile) % 2, start = tile * TILE, stop = std::min(start + TILE, end);
     find_rows(call, task, start + TILE, end, scratch.nothing, scratch.keys[1 - now], scratch.values[1 - now]);
     for (int64_t kv_head = 0; kv_head < task.kv_heads; kv_head++) {  // inside: their keys are neighbours in memory
-      const bool is_last = kv_head + 1 == task.kv_heads;
-      const T *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
-      for (int64_t j = 0; j < TILE; j++) {
-        keys[j] = scratch.keys[now][j] + kv_head * head_dim;
-        values[j] = scratch.values[now][j] + kv_head * head_dim;
-        keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : keys[j] + head_dim;
-        values_ahead[j] = is_last ? scratch.values[1 - now][j] : values[j] + head_dim;
-      }
-      const int64_t first_row = kv_head * head_rows;
-      auto sees = [&](int64_t row, int64_t from, int64_t to) LIGHTVLLM_BODY {
-        return position_of(row) >= from && first_seen(row) < to;
-      };
-      for (int64_t key = start; key < stop; key += PANEL) {
-        const T *const *of_panel = keys + (key - start), *const *next = keys_ahead + (key - start);
-        if constexpr (std::is_same_v<T, bf16>) {
-          if (few.scores) {
-            few.scores(of_panel, next, head_dim, scratch.query + first_row * head_dim, scratch.sums);
-            for (int64_t r = 0; r < head_rows; r++)
-              std::memcpy(scratch.scores + r * TILE + key - start, scratch.sums + r * PANEL, PANEL * sizeof(float));
-            continue;
-          }
-        }
-        pack_keys(of_panel, next, head_dim, scratch.panel);
-        for_row_blocks(head_rows, scratch.panel, 0, 1, [&](int64_t row, int64_t rows, Prefetch) LIGHTVLLM_BODY {
-          if (position_of(row + rows - 1) < key || first_seen(row) >= key + PANEL) return;
-          call.pass(rows, reinterpret_cast<Groups>(scratch.query + (first_row + row) * head_dim), head_dim / per_word,
-                    scratch.panel, head_dim / per_word, Prefetch{reinterpret_cast<char*>(scratch.panel), 0, 1}, scratch.sums);
-          for (int64_t r = 0; r < rows; r++)
-            std::memcpy(scratch.scores + (row + r) * TILE + key - start, scratch.sums + r * PANEL, PANEL * sizeof(float));
-        });
-      }
-      for (int64_t row = 0; row < head_rows; row++) {
-        T* weights = scratch.weights + row * TILE;
-        if (!sees(row, start, stop)) {
-          std::memset(weights, 0, TILE * sizeof(T));
-          continue;
-        }
-        const Softmax of_tile = weigh(scratch.scores + row * TILE, call.scale, first_seen(row) - start, position_of(row) - start, weights);
-        if (task.partials) {
-          float* partial = task.partials + ((first_row + row) * task.sequence_tiles + tile) * (width + 2) + width;
-          partial[0] = of_tile.peak;
-          partial[1] = of_tile.total;
-        } else {
-          scratch.merges[row] = merge(scratch.softmax[first_row + row], of_tile);
-        }
-      }
-      for (int64_t d = 0; d < head_dim; d += PANEL) {
-        for (int64_t j = 0; d && j < TILE; j++) {
-          values[j] += PANEL;
-          values_ahead[j] += PANEL;
-        }
-        auto keep = [&](int64_t row, int64_t rows) LIGHTVLLM_BODY {
-          for (int64_t r = 0; r < rows; r++) {
-            const int64_t at = first_row + row + r;
-            if (!sees(row + r, start, stop)) continue;
-            if (task.partials) {
-              std::memcpy(task.partials + (at * task.sequence_tiles + tile) * (width + 2) + d, scratch.sums + r * PANEL,
-                          PANEL * sizeof(float));
-            } else {
-              merge_sums(scratch.output + at * width + d, scratch.sums + r * PANEL, PANEL, scratch.merges[row + r]);
-            }
-          }
-        };
-        if constexpr (std::is_same_v<T, bf16>) {
-          if (few.values && d + PANEL <= head_dim) {
-            few.values(values, values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
-            keep(0, head_rows);
-            continue;
-          }
-        }
-        pack_values(values, values_ahead, stop - start, std::min(PANEL, head_dim - d), scratch.panel);
-        for_row_blocks(head_rows, scratch.panel, 0, 1, [&](int64_t row, int64_t rows, Prefetch) LIGHTVLLM_BODY {
-          const int64_t seen = std::min(stop, position_of(row + rows - 1) + 1) - start;
-          if (seen <= 0 || first_seen(row) >= stop) return;
-          call.pass(rows, reinterpret_cast<Groups>(scratch.weights + row * TILE), TILE / per_word, scratch.panel,
-                    (seen + per_word - 1) / per_word, Prefetch{reinterpret_cast<char*>(scratch.panel), 0, 1}, scratch.sums);
-          keep(row, rows);
-        });
-      }
+      HeadTile<T> part = {call, task, scratch, few, tile, start, stop, kv_head * head_rows, head_rows};
+      part.find(kv_head, now);
+      for (int64_t key = 0; key < stop - start; key += PANEL) part.score(key);
+      part.weigh_all();
+      for (int64_t d = 0; d < head_dim; d += PANEL) part.add_values(d);
     }
   }
-  for (int64_t row = 0; row < task.kv_heads * head_rows && !task.partials; row++) {
+  for (int64_t row = 0; row < rows && !task.partials; row++) {
     const float inverse = 1.0f / scratch.softmax[row].total;
-    T* to = task.out + row % head_rows / group * call.out_stride + (row / head_rows * group + row % group) * head_dim;
+    T* to = task.out + place_of(row, call.out_stride);
     for (int64_t d = 0; d < head_dim; d += LANES) store(to + d, load(scratch.output + row * width + d) * inverse);
   }
 }

@@ -1,6 +1,5 @@
-// Products of a few rows with keys and values where they lie in the cache. A decode has so few rows that laying a panel
-// out in memory costs more than the products with it; here it stays in registers. Sum for sum the same as a Pass over the
-// panel, so bitwise the same, too. For bfloat16, where the processor multiplies it.
+// Keys and values of the cache as panels for matrix products, and products of a few rows without a panel in memory. See
+// paged_attention.cpp. `ahead`, everywhere: rows to fetch meanwhile, one for each that is read.
 #pragma once
 
 #include "panels.h"
@@ -52,7 +51,66 @@ LIGHTVLLM_INLINE u16x32 interleave_high(u16x32 a, u16x32 b) {
                                  27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
 }
 
-// The products for one number of rows, or none. Each writes sums[row, PANEL]. `ahead`: rows to fetch meanwhile, one for each that is read.
+// WORDS four-byte words of sixteen keys, from word `at` on, into their columns of a panel.
+template <int WORDS, class T>
+LIGHTVLLM_INLINE void pack_key_words(const T* const* keys, const T* const* ahead, int64_t at, uint32_t* panel) {
+  u32x16 rows[16] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) {
+    std::memcpy(&rows[i], reinterpret_cast<const char*>(keys[i]) + 4 * at, 4 * WORDS);
+    __builtin_prefetch(reinterpret_cast<const char*>(ahead[i]) + 4 * at, 0, 2);
+  }
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < WORDS; i++) std::memcpy(panel + (at + i) * PANEL, &rows[i], sizeof(rows[i]));
+}
+
+// PANEL keys of one head -> [groups of dimensions, PANEL]. `ahead`: the rows to fetch meanwhile.
+template <class T>
+LIGHTVLLM_INLINE void pack_keys(const T* const* keys, const T* const* ahead, int64_t head_dim, uint32_t* panel) {
+  const int64_t words = head_dim * sizeof(T) / 4;
+  for (int64_t key = 0; key < PANEL; key += 16) {
+    int64_t at = 0;
+    for (; at + 16 <= words; at += 16) pack_key_words<16>(keys + key, ahead + key, at, panel + key);
+    if (at < words) pack_key_words<8>(keys + key, ahead + key, at, panel + key);
+  }
+}
+
+// `count` dimensions of the values of some keys -> [groups of keys, PANEL].
+LIGHTVLLM_INLINE void pack_values(const float* const* values, const float* const* ahead, int64_t keys, int64_t count,
+                                  uint32_t* panel) {
+  for (int64_t key = 0; key < keys; key++)
+    for (int64_t d = 0; d < count; d += LANES) {
+      std::memcpy(panel + key * PANEL + d, values[key] + d, sizeof(f32x16));
+      __builtin_prefetch(ahead[key] + d, 0, 2);
+    }
+}
+
+LIGHTVLLM_INLINE void pack_values(const bf16* const* values, const bf16* const* ahead, int64_t keys, int64_t count,
+                                  uint32_t* panel) {
+  for (int64_t key = 0; key < keys; key += 2) {
+    uint32_t* to = panel + key / 2 * PANEL;
+    int64_t d = 0;
+    for (; d + 32 <= count; d += 32) {
+      u16x32 a, b;
+      std::memcpy(&a, values[key] + d, sizeof(a));
+      std::memcpy(&b, values[key + 1] + d, sizeof(b));
+      __builtin_prefetch(ahead[key] + d, 0, 2);
+      __builtin_prefetch(ahead[key + 1] + d, 0, 2);
+      const u16x32 low = interleave_low(a, b), high = interleave_high(a, b);
+      std::memcpy(to + d, &low, sizeof(low));
+      std::memcpy(to + d + 16, &high, sizeof(high));
+    }
+    for (; d < count; d++) to[d] = values[key][d].bits | uint32_t(values[key + 1][d].bits) << 16;
+  }
+}
+
+// ---- a few rows -----------------------------------------------------------------------------------------------------
+// A decode has so few rows that laying a panel out in memory costs more than the products with it. Here it stays in
+// registers. Sum for sum the same as a Pass over the panel, so bitwise the same, too. For bfloat16, where the processor
+// multiplies it.
+
+// The products for one number of rows, or none. Each writes sums[row, PANEL].
 struct FewRows {
   // PANEL keys by queries [rows, head_dim].
   void (*scores)(const bf16* const* keys, const bf16* const* ahead, int64_t head_dim, const bf16* query,
