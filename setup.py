@@ -16,7 +16,7 @@ else:
             CppExtension(
                 "lightvllm.kernels._cpu",
                 sorted(str(path) for path in Path("lightvllm/kernels/cpu").glob("*.cpp")),
-                depends=["lightvllm/kernels/cpu/common.h"],
+                depends=sorted(str(path) for path in Path("lightvllm/kernels/cpu").glob("*.h")),
                 extra_compile_args=["-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi"],
                 define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
                 py_limited_api=True,

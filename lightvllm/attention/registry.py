@@ -16,6 +16,7 @@ BACKENDS = {
     "sdpa": ("lightvllm.attention.sdpa", "SDPAAttention"),
     "reference": ("lightvllm.attention.kernel", "ReferenceAttention"),
 }
+MOST_HEADS_A_KEY = 72  # MOST_ROWS of kernels/cpu/paged_attention.cpp
 
 
 def attention_backend(
@@ -42,6 +43,6 @@ def _why_not_kernel(device: torch.device, dtype: torch.dtype, model: ModelConfig
         return f"as the compiled kernels do not know {dtype}"
     if model.head_dim % 16:
         return f"as the head size, {model.head_dim}, is not a multiple of 16"
-    if model.num_heads // model.num_kv_heads > 16:
-        return f"as {model.num_heads // model.num_kv_heads} query heads share a key, more than 16"
+    if model.num_heads // model.num_kv_heads > MOST_HEADS_A_KEY:
+        return f"as {model.num_heads // model.num_kv_heads} query heads share a key, more than {MOST_HEADS_A_KEY}"
     return None

@@ -8,6 +8,7 @@ reference while gradients are wanted.
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,15 @@ SCHEMAS = {
     "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, int bits, "
     "int group_size, int outputs) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
+    "add_rms_norm": "(Tensor x, Tensor update, Tensor weight, float eps) -> (Tensor, Tensor)",
     "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",
+    "rotary_qkv": "(Tensor qkv, Tensor? query_weight, Tensor? key_weight, float eps, Tensor cos, Tensor sin, "
+    "int num_heads, int num_kv_heads) -> Tensor",
     "silu_and_mul": "(Tensor x) -> Tensor",
     "write_kv": "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()",
     "paged_attention": "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens, "
     "Tensor seq_lens, float scale, int sliding_window) -> Tensor",
+    "most_likely": "(Tensor logits) -> Tensor",
 }
 
 
@@ -65,7 +70,7 @@ COMPILED = _load_compiled()
 def _op(name: str) -> Callable:
     differentiable, op = getattr(reference, name), getattr(torch.ops.lightvllm, name).default
 
-    def call(first: Tensor, *others: object) -> Tensor:
+    def call(first: Tensor, *others: object) -> Any:
         is_compiled = not torch.is_grad_enabled() and first.dtype in COMPILED_TYPES
         return (op if is_compiled else differentiable)(first, *others)
 
@@ -74,10 +79,13 @@ def _op(name: str) -> Callable:
 
 
 rms_norm = _op("rms_norm")
+add_rms_norm = _op("add_rms_norm")
 rotary = _op("rotary")
+rotary_qkv = _op("rotary_qkv")
 silu_and_mul = _op("silu_and_mul")
 write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
+most_likely = _op("most_likely")
 
 
 def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:

@@ -13,6 +13,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def add_rms_norm(x: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + update, rounded to its type, and the norm of that, see `rms_norm`.
+
+    x, update: [num_tokens, size]; weight: [size] -> twice the shape of x
+    """
+    total = x + update
+    return total, rms_norm(total, weight, eps)
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each head: the first half of its dimensions against the second (the layout of Hugging Face checkpoints).
 
@@ -20,6 +29,33 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def rotary_qkv(
+    qkv: Tensor,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+) -> Tensor:
+    """The heads of a product of queries, keys and values: queries and keys normed where there are weights, and rotated.
+
+    Args:
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
+        query_weight, key_weight: [head_dim], of an RMSNorm of each head; neither or both.
+        cos, sin: [num_tokens, 1, head_dim] float32
+
+    Returns:
+        [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
+    """
+    heads = qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, -1))
+    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if query_weight is not None and key_weight is not None:
+        query, key = rms_norm(query, query_weight, eps), rms_norm(key, key_weight, eps)
+    return torch.cat((rotary(query, cos, sin), rotary(key, cos, sin), value), dim=1)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
@@ -82,6 +118,16 @@ def paged_attention(
         weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
         outputs.append(torch.einsum("hqk,khd->qhd", weights, values).to(query.dtype))
     return torch.cat(outputs)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """Where each row's largest number is, of equal ones the first; -1 where it is not finite. A NaN is the largest.
+
+    logits: [num_rows, vocab_size] -> [num_rows] int64
+    """
+    logits = logits.float()  # of bfloat16 PyTorch's CPU looks at one number at a time
+    best = logits.argmax(dim=-1, keepdim=True)
+    return torch.where(logits.gather(-1, best).isfinite(), best, -1).squeeze(-1)
 
 
 def pack_linear(weight: Tensor) -> Tensor:

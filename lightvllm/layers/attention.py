@@ -26,22 +26,20 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int, options: AttentionOptions) -> None:
         super().__init__()
-        head_dim = config.head_dim
+        head_dim, sizes = config.head_dim, [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self.layer = AttentionLayer(
             index, config.num_heads, config.num_kv_heads, head_dim, head_dim**-0.5, options.sliding_window
         )
-        self.split = [config.num_heads * head_dim, config.num_kv_heads * head_dim, config.num_kv_heads * head_dim]
-        self.qkv_proj = Linear(config.hidden_size, self.split, options.qkv_bias)
+        self.num_heads = sizes  # of queries, keys and values
+        self.eps = config.rms_norm_eps
+        self.qkv_proj = Linear(config.hidden_size, [size * head_dim for size in sizes], options.qkv_bias)
         self.o_proj = Linear(config.num_heads * head_dim, [config.hidden_size], options.output_bias)
         self.q_norm = RMSNorm(head_dim, config.rms_norm_eps) if options.qk_norm else None
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps) if options.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         """x: [num_tokens, hidden_size]; cos, sin: [num_tokens, 1, head_dim] float32 -> the shape of x"""
-        query, key, value = (
-            part.unflatten(-1, (-1, self.layer.head_dim)) for part in self.qkv_proj(x).split(self.split, dim=-1)
-        )  # [num_tokens, heads, head_dim]
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = kernels.rotary(query, cos, sin), kernels.rotary(key, cos, sin)
+        weights = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
+        heads = kernels.rotary_qkv(self.qkv_proj(x), *weights, self.eps, cos, sin, *self.num_heads[:2])
+        query, key, value = heads.split(self.num_heads, dim=1)  # [num_tokens, heads, head_dim]
         return self.o_proj(attention.attend(self.layer, query, key, value))

@@ -17,3 +17,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, size] or [num_tokens, num_heads, size] -> the same shape and type."""
         return kernels.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + update and its norm, in one pass; with no update, x and its norm. All [num_tokens, size]."""
+        if update is None:
+            return x, self(x)
+        return kernels.add_rms_norm(x, update, self.weight, self.eps)

@@ -24,10 +24,22 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        """x: [num_tokens, hidden_size]; cos, sin: [num_tokens, 1, head_dim] -> the shape of x"""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: Tensor, update: Tensor | None, cos: Tensor, sin: Tensor, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """Each sum waits for the norm that follows it, which adds in the same pass.
+
+        Args:
+            x: [num_tokens, hidden_size]
+            update: what is still to be added to x, of the same shape; None before the first layer.
+            cos, sin: [num_tokens, 1, head_dim]
+
+        Returns:
+            x, and what is still to be added to it
+        """
+        x, normed = self.input_layernorm.add(x, update)
+        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, cos, sin, attention))
+        return x, self.mlp(normed)
 
 
 class Decoder(nn.Module):
@@ -42,11 +54,11 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, lengths: Tensor | None) -> Tensor:
         """token_ids, positions, lengths: [num_tokens] -> [num_tokens, hidden_size]"""
-        x = self.embed_tokens(token_ids)
+        x, update = self.embed_tokens(token_ids), None
         cos, sin = self.rotary(positions, lengths)
         for layer in self.layers:
-            x = layer(x, cos, sin, attention)
-        return self.norm(x)
+            x, update = layer(x, update, cos, sin, attention)
+        return self.norm.add(x, update)[1]
 
 
 class CausalLM(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightvllm import kernels
 from lightvllm.engine.step import TokenLogprobs
 from lightvllm.worker.draw import draw, uniforms
 from lightvllm.worker.logits_processors import process_logits
@@ -77,7 +78,7 @@ class Sampler:
         is_random = (batch.features & RANDOM) != 0
         greedy, random = np.flatnonzero(usable & ~is_random), np.flatnonzero(usable & is_random)
         if len(greedy):
-            output.token_ids[greedy] = _take(logits, greedy).argmax(dim=-1).cpu().numpy()
+            output.token_ids[greedy] = kernels.most_likely(_take(logits, greedy)).cpu().numpy()
         if len(random):
             state, rows = self.state, batch.rows[random]
             drawn = draw(
@@ -121,9 +122,7 @@ class Sampler:
 
 def _sample_greedy(logits: Tensor) -> SamplerOutput:
     """The most likely token of each row, when no row asks for more."""
-    logits = logits.float()  # of bfloat16 PyTorch's CPU looks at one number at a time
-    best = logits.argmax(dim=-1, keepdim=True)  # of a row with a NaN, the NaN
-    token_ids = torch.where(logits.gather(-1, best).isfinite(), best, -1).squeeze(-1).cpu().numpy()
+    token_ids = kernels.most_likely(logits).cpu().numpy()
     errors = {} if (token_ids >= 0).all() else _find_errors(logits, logits)
     return SamplerOutput(token_ids, errors=errors)
 

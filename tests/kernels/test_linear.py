@@ -48,7 +48,9 @@ def test_packed_takes_rows_that_are_a_slice(dtype: torch.dtype) -> None:
         assert torch.equal(PackedProduct(weight)(x, None), PackedProduct(weight)(x.contiguous(), None))
 
 
-def quantized(bits: int, group_size: int, inputs: int, outputs: int, has_zeros: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def quantized(
+    bits: int, group_size: int, inputs: int, outputs: int, has_zeros: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     values, scales = round_weight(torch.randn(outputs, inputs), bits, group_size)
     zeros = torch.randint(0, 2**bits, scales.shape, dtype=torch.int32) if has_zeros else None
     return values, scales, zeros

@@ -40,6 +40,47 @@ def test_rms_norm_of_extreme_rows(scale: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [1, 16, 17, 100, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+def test_add_rms_norm(dtype: torch.dtype, size: int, rows: int) -> None:
+    """The sum is rounded to its type before the norm: bitwise what the two ops give one after the other."""
+    x, update, weight = (
+        torch.randn(rows, size).to(dtype),
+        torch.randn(rows, size).to(dtype),
+        torch.randn(size).to(dtype),
+    )
+    before = x.clone()
+    total, normed = kernels.add_rms_norm(x, update, weight, 1e-6)
+    assert torch.equal(x, before)
+    assert torch.equal(total, x + update)
+    assert torch.equal(normed, kernels.rms_norm(total, weight, 1e-6))
+    for mine, theirs in zip((total, normed), reference.add_rms_norm(x, update, weight, 1e-6), strict=True):
+        assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("head_dim", [2, 8, 30, 32, 64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 2), (4, 4)])
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_rotary_qkv(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, has_norms: bool) -> None:
+    """Against its reference, and bitwise what norm and rotation give one after the other."""
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
+    weights = [torch.randn(head_dim).to(dtype) if has_norms else None for _ in range(2)]
+    angles = torch.randn(tokens, 1, head_dim)
+    args = (qkv, *weights, 1e-5, angles.cos(), angles.sin(), heads, kv_heads)
+    actual = kernels.rotary_qkv(*args)
+    assert_close(actual, reference.rotary_qkv(*args))
+    parts = qkv.unflatten(-1, (-1, head_dim)).split([heads, kv_heads, kv_heads], dim=1)
+    for mine, part, weight in zip(
+        actual.split([heads, kv_heads, kv_heads], dim=1), parts, [*weights, None], strict=True
+    ):
+        part = part if weight is None else kernels.rms_norm(part, weight, 1e-5)
+        expected = part if part is parts[2] else kernels.rotary(part, angles.cos(), angles.sin())
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("head_dim", [2, 8, 30, 32, 64, 128])
 def test_norm_and_rotary_of_strided_heads(dtype: torch.dtype, head_dim: int) -> None:
     """Queries and keys are slices of one product: neither tokens nor heads need be adjacent."""
@@ -78,66 +119,10 @@ def test_write_kv(dtype: torch.dtype) -> None:
     assert mine[0].count_nonzero() > 0
 
 
-def paged_case(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, block_size: int) -> list[Tensor]:
-    """Queries, caches, block table, query and sequence lengths of a batch of decodes and chunks."""
-    query_lens = torch.tensor([1, 9, 1, 40, 1, 1])
-    seq_lens = torch.tensor([1, 9, 33, 100, 64, 31])
-    blocks = int(-(-100 // block_size))
-    table = torch.randperm(6 * blocks).view(6, blocks).int()
-    cache = [torch.randn(6 * blocks, block_size, kv_heads, head_dim).to(dtype) for _ in range(2)]
-    return [torch.randn(int(query_lens.sum()), heads, head_dim).to(dtype), *cache, table, query_lens, seq_lens]
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (16, 1)])
-@pytest.mark.parametrize("head_dim", [16, 48, 112, 128])
-@pytest.mark.parametrize("window", [0, 1, 20, 1000])
-def test_paged_attention(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, window: int) -> None:
-    case = paged_case(dtype, head_dim, heads, kv_heads, 16 if window else 5)
-    scale = head_dim**-0.5
-    assert_close(kernels.paged_attention(*case, scale, window), reference.paged_attention(*case, scale, window))
-
-
-def test_paged_attention_of_large_scores() -> None:
-    """Scores far beyond exp's range: the softmax is a choice of one key, not a nan."""
-    case = paged_case(torch.float32, 32, 2, 2, 16)
-    actual = kernels.paged_attention(*case, 1e3, 0)
-    assert_close(actual, reference.paged_attention(*case, 1e3, 0))
-
-
-def test_paged_attention_ignores_what_lies_behind_the_sequence() -> None:
-    """A block's unused slots may hold anything, another request's nan included."""
-    query, key, value, table, query_lens, seq_lens = paged_case(torch.float32, 32, 2, 2, 16)
-    expected = kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, 0)
-    for i, seq_len in enumerate(seq_lens.tolist()):
-        block = table[i, (seq_len - 1) // 16]
-        key[block, (seq_len - 1) % 16 + 1 :] = float("nan")
-        value[block, (seq_len - 1) % 16 + 1 :] = float("nan")
-    assert torch.equal(kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, 0), expected)
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("window", [0, 20])
-def test_paged_attention_is_bitwise_the_same_in_any_company(dtype: torch.dtype, window: int) -> None:
-    query, key, value, table, query_lens, seq_lens = paged_case(dtype, 64, 6, 2, 16)
-    together = kernels.paged_attention(query, key, value, table, query_lens, seq_lens, 0.2, window)
-    token = 0
-    for i, (length, seq_len) in enumerate(zip(query_lens.tolist(), seq_lens.tolist(), strict=True)):
-        for t in range(length):  # each token as a decode of its own
-            one, position = torch.tensor([1]), torch.tensor([seq_len - length + t + 1])
-            alone = kernels.paged_attention(
-                query[token : token + 1], key, value, table[i : i + 1], one, position, 0.2, window
-            )
-            assert torch.equal(alone[0], together[token])
-            token += 1
-
-
 @pytest.mark.skipif(
     torch.__version__ < "2.12", reason="before torch 2.12 a check that fails in a kernel ends the process"
 )
 def test_a_wrong_shape_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="multiple of 16"):
-        kernels.paged_attention(*paged_case(torch.float32, 24, 2, 2, 16), 1.0, 0)
     with pytest.raises(RuntimeError, match="one type"):
         kernels.rms_norm(torch.randn(2, 8), torch.randn(8).bfloat16(), 1e-6)
 
@@ -146,4 +131,8 @@ def test_gradients_go_through_the_reference() -> None:
     with torch.inference_mode(False), torch.enable_grad():
         x, weight = torch.randn(3, 16, requires_grad=True), torch.ones(16, requires_grad=True)
         kernels.rms_norm(x, weight, 1e-6).sum().backward()
+        assert x.grad is not None
+        x.grad = None
+        total, normed = kernels.add_rms_norm(x, x, weight, 1e-6)
+        (total.sum() + normed.sum()).backward()
         assert x.grad is not None

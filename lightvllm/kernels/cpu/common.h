@@ -1,8 +1,8 @@
 // What the CPU kernels share: sixteen-lane vectors, number types, and the choice of instruction set at run time.
 //
-// A kernel is written once, over vectors of sixteen floats that the compiler lowers to whatever registers there are, and
-// compiled once per instruction set by LIGHTVLLM_KERNEL; the loader picks the best the processor has. Every sum runs in
-// an order fixed by the data's own position, so a result depends neither on the batch, nor on the number of threads.
+// A kernel is written once, over vectors of sixteen floats that the compiler lowers to whatever registers there are;
+// `vectorized` compiles it once per instruction set and runs the best the processor has. Every sum runs in an order fixed
+// by the data's own position, so a result depends neither on the batch, nor on the number of threads.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,6 +20,7 @@
 #define LIGHTVLLM_KERNEL
 #endif
 #define LIGHTVLLM_INLINE __attribute__((always_inline)) inline
+#define LIGHTVLLM_BODY __attribute__((always_inline))  // of a lambda
 
 namespace lightvllm {
 
@@ -30,6 +31,25 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+#if defined(__x86_64__)
+template <class F>
+__attribute__((target("arch=x86-64-v4"))) void run_avx512(const F& f) { f(); }
+
+template <class F>
+__attribute__((target("arch=x86-64-v3"))) void run_avx2(const F& f) { f(); }
+#endif
+
+// Runs f(), a lambda marked LIGHTVLLM_BODY, compiled for the best instruction set there is. (GCC's target_clones, in its
+// place, takes comparisons of vectors apart into single numbers.)
+template <class F>
+void vectorized(const F& f) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("x86-64-v4")) return run_avx512(f);
+  if (__builtin_cpu_supports("x86-64-v3")) return run_avx2(f);
+#endif
+  f();
+}
 
 struct bf16 {
   uint16_t bits;

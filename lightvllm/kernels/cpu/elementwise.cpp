@@ -1,8 +1,19 @@
-// RMSNorm, rotary embedding, SiLU-and-multiply, and the write into the KV cache.
+// RMSNorm, alone and with the addition before it, rotary embedding, alone and with the head norms before it, SiLU-and-multiply, and the write into the KV cache.
 // Reference twins: lightvllm/kernels/reference.py; test: tests/kernels/test_ops.py.
 #include "common.h"
 
 namespace lightvllm {
+namespace {
+
+// Calls f(row) for each row of `size` numbers; f is a lambda marked LIGHTVLLM_BODY.
+template <class F>
+void for_rows(int64_t rows, int64_t size, const F& f) {
+  torch::stable::parallel_for(0, rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+    vectorized([&]() LIGHTVLLM_BODY {
+      for (int64_t row = begin; row < end; row++) f(row);
+    });
+  });
+}
 
 // ---- rms_norm -------------------------------------------------------------------------------------------------------
 
@@ -21,16 +32,6 @@ LIGHTVLLM_INLINE void rms_norm_row(T* out, const T* x, const T* weight, int64_t 
   for (; i < size; i++) store_one(out + i, to_float(x[i]) * scale * to_float(weight[i]));
 }
 
-// x: [tokens, heads, size] with the given strides; out: the same, contiguous. Rows are (token, head) pairs.
-#define RMS_NORM_ROWS(T)                                                                                              \
-  LIGHTVLLM_KERNEL void rms_norm_rows(T* out, const T* x, const T* weight, int64_t heads, int64_t size,               \
-                                      int64_t token_stride, int64_t head_stride, float eps, int64_t begin, int64_t end) { \
-    for (int64_t row = begin; row < end; row++)                                                                       \
-      rms_norm_row(out + row * size, x + row / heads * token_stride + row % heads * head_stride, weight, size, eps);  \
-  }
-RMS_NORM_ROWS(float)
-RMS_NORM_ROWS(bf16)
-
 Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   int64_t dims = x.dim(), size = x.size(dims - 1);
   STD_TORCH_CHECK(dims == 2 || dims == 3, "rms_norm: expected [tokens, size] or [tokens, heads, size]");
@@ -40,11 +41,45 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      rms_norm_rows(data<T>(out), data<T>(x), data<T>(weight), heads, size, x.stride(0), head_stride, eps, begin, end);
+    const T *from = data<T>(x), *by = data<T>(weight);
+    T* to = data<T>(out);
+    const int64_t token_stride = x.stride(0);
+    for_rows(x.size(0) * heads, size, [&](int64_t row) LIGHTVLLM_BODY {
+      rms_norm_row(to + row * size, from + row / heads * token_stride + row % heads * head_stride, by, size, float(eps));
     });
   });
   return out;
+}
+
+// ---- add_rms_norm ---------------------------------------------------------------------------------------------------
+
+template <class T>
+LIGHTVLLM_INLINE void add_row(T* total, const T* x, const T* update, int64_t size) {
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) store(total + i, load(x + i) + load(update + i));
+  for (; i < size; i++) store_one(total + i, to_float(x[i]) + to_float(update[i]));
+}
+
+std::tuple<Tensor, Tensor> add_rms_norm(Tensor x, Tensor update, Tensor weight, double eps) {
+  STD_TORCH_CHECK(x.dim() == 2 && update.dim() == 2 && x.size(0) == update.size(0) && x.size(1) == update.size(1),
+                  "add_rms_norm: expected [tokens, size] twice");
+  STD_TORCH_CHECK(x.is_contiguous() && update.is_contiguous() && weight.is_contiguous(), "add_rms_norm: must be contiguous");
+  STD_TORCH_CHECK(x.scalar_type() == update.scalar_type() && x.scalar_type() == weight.scalar_type() &&
+                      weight.numel() == x.size(1),
+                  "add_rms_norm: x, update and weight must have one type and size");
+  Tensor total = torch::stable::new_empty(x, x.sizes()), out = torch::stable::new_empty(x, x.sizes());
+  for_type(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T *from = data<T>(x), *more = data<T>(update), *by = data<T>(weight);
+    T *sums = data<T>(total), *to = data<T>(out);
+    const int64_t size = x.size(1);
+    for_rows(x.size(0), size, [&](int64_t row) LIGHTVLLM_BODY {
+      const int64_t at = row * size;
+      add_row(sums + at, from + at, more + at, size);
+      rms_norm_row(to + at, sums + at, by, size, float(eps));
+    });
+  });
+  return {total, out};
 }
 
 // ---- rotary ---------------------------------------------------------------------------------------------------------
@@ -64,19 +99,6 @@ LIGHTVLLM_INLINE void rotate(T* out, const T* x, const float* cos, const float* 
   }
 }
 
-#define ROTARY_ROWS(T)                                                                                                 \
-  LIGHTVLLM_KERNEL void rotary_rows(T* out, const T* x, const float* cos, const float* sin, int64_t heads,             \
-                                    int64_t size, int64_t token_stride, int64_t head_stride, int64_t begin,            \
-                                    int64_t end) {                                                                     \
-    for (int64_t row = begin; row < end; row++) {                                                                      \
-      int64_t token = row / heads;                                                                                     \
-      rotate(out + row * size, x + token * token_stride + row % heads * head_stride, cos + token * size,               \
-             sin + token * size, size / 2);                                                                            \
-    }                                                                                                                  \
-  }
-ROTARY_ROWS(float)
-ROTARY_ROWS(bf16)
-
 Tensor rotary(Tensor x, Tensor cos, Tensor sin) {
   STD_TORCH_CHECK(x.dim() == 3 && x.stride(2) == 1, "rotary: expected [tokens, heads, head_dim], the last contiguous");
   STD_TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous(), "rotary: cos and sin must be contiguous");
@@ -84,9 +106,51 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin) {
   Tensor out = torch::stable::new_empty(x, x.sizes());
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0) * heads, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      rotary_rows(data<T>(out), data<T>(x), data<float>(cos), data<float>(sin), heads, size, x.stride(0), x.stride(1),
-                  begin, end);
+    const T* from = data<T>(x);
+    const float *cosines = data<float>(cos), *sines = data<float>(sin);
+    T* to = data<T>(out);
+    const int64_t token_stride = x.stride(0), head_stride = x.stride(1);
+    for_rows(x.size(0) * heads, size, [&](int64_t row) LIGHTVLLM_BODY {
+      const int64_t token = row / heads;
+      rotate(to + row * size, from + token * token_stride + row % heads * head_stride, cosines + token * size,
+             sines + token * size, size / 2);
+    });
+  });
+  return out;
+}
+
+// ---- rotary_qkv -----------------------------------------------------------------------------------------------------
+
+Tensor rotary_qkv(Tensor qkv, std::optional<Tensor> query_weight, std::optional<Tensor> key_weight, double eps, Tensor cos,
+                  Tensor sin, int64_t heads, int64_t kv_heads) {
+  const int64_t rows = heads + 2 * kv_heads, size = qkv.size(1) / rows;
+  STD_TORCH_CHECK(qkv.dim() == 2 && qkv.is_contiguous() && size * rows == qkv.size(1) && size % 2 == 0,
+                  "rotary_qkv: expected a contiguous [tokens, heads * head_dim]");
+  STD_TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.numel() == qkv.size(0) * size && sin.numel() == cos.numel(),
+                  "rotary_qkv: cos and sin must be contiguous [tokens, 1, head_dim]");
+  STD_TORCH_CHECK(query_weight.has_value() == key_weight.has_value(), "rotary_qkv: weights for both norms, or for none");
+  for (const auto& weight : {query_weight, key_weight})
+    STD_TORCH_CHECK(!weight || (weight->is_contiguous() && weight->numel() == size && weight->scalar_type() == qkv.scalar_type()),
+                    "rotary_qkv: a norm's weight must be contiguous, of the size of a head and of the product's type");
+  Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), rows, size});
+  for_type(qkv, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T *from = data<T>(qkv), *query_by = query_weight ? data<T>(*query_weight) : nullptr,
+            *key_by = key_weight ? data<T>(*key_weight) : nullptr;
+    const float *cosines = data<float>(cos), *sines = data<float>(sin);
+    T* to = data<T>(out);
+    for_rows(qkv.size(0) * rows, size, [&](int64_t row) LIGHTVLLM_BODY {
+      const int64_t token = row / rows, head = row % rows, at = row * size;  // query heads first, then keys and values
+      if (head >= heads + kv_heads) {
+        std::memcpy(to + at, from + at, size * sizeof(T));
+        return;
+      }
+      const T* x = from + at;
+      if (query_by) {
+        rms_norm_row(to + at, x, head < heads ? query_by : key_by, size, float(eps));
+        x = to + at;
+      }
+      rotate(to + at, x, cosines + token * size, sines + token * size, size / 2);
     });
   });
   return out;
@@ -107,22 +171,15 @@ LIGHTVLLM_INLINE void silu_and_mul_row(T* out, const T* x, int64_t size) {
   }
 }
 
-#define SILU_AND_MUL_ROWS(T)                                                                               \
-  LIGHTVLLM_KERNEL void silu_and_mul_rows(T* out, const T* x, int64_t size, int64_t begin, int64_t end) { \
-    for (int64_t row = begin; row < end; row++) silu_and_mul_row(out + row * size, x + row * 2 * size, size); \
-  }
-SILU_AND_MUL_ROWS(float)
-SILU_AND_MUL_ROWS(bf16)
-
 Tensor silu_and_mul(Tensor x) {
   STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "silu_and_mul: expected a contiguous [tokens, 2 * size]");
   int64_t size = x.size(1) / 2;
   Tensor out = torch::stable::new_empty(x, {x.size(0), size});
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, x.size(0), 1 + 16384 / size, [&](int64_t begin, int64_t end) {
-      silu_and_mul_rows(data<T>(out), data<T>(x), size, begin, end);
-    });
+    const T* from = data<T>(x);
+    T* to = data<T>(out);
+    for_rows(x.size(0), size, [&](int64_t row) LIGHTVLLM_BODY { silu_and_mul_row(to + row * size, from + row * 2 * size, size); });
   });
   return out;
 }
@@ -145,9 +202,13 @@ void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Te
   });
 }
 
+}  // namespace
+
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
+  m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   m.impl("rotary", TORCH_BOX(&rotary));
+  m.impl("rotary_qkv", TORCH_BOX(&rotary_qkv));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("write_kv", TORCH_BOX(&write_kv));
 }

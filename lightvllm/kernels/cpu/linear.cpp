@@ -42,8 +42,6 @@ void pack(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
 
 // ---- one pass over a panel: sums[row, PANEL] for ROWS rows, each of `groups` groups
 
-typedef void (*Pass)(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums);
-
 struct PlainFloat32 {
   static LIGHTVLLM_INLINE f32x16 add(f32x16 sum, Groups weight, uint32_t x) {
     return sum + load(reinterpret_cast<const float*>(weight)) * __builtin_bit_cast(float, x);

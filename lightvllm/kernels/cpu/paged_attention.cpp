@@ -1,243 +1,419 @@
 // Attention against the paged KV cache: decodes and prefill chunks alike.
-// Reference twin: lightvllm/kernels/reference.py:paged_attention; test: tests/kernels/test_ops.py.
+// Reference twin: lightvllm/kernels/reference.py:paged_attention; test: tests/kernels/test_paged_attention.py.
 //
-// Online softmax (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022) over tiles of TILE keys that begin at
-// multiples of TILE in the request's own sequence. A row is one query head of one token; the rows of a task share each
-// tile of keys and values, converted to float32 once, but each row's arithmetic is its own and the same whatever rows
-// share its task: so a token's attention is bitwise equal in a decode, in any chunk, and beside any other request.
+// A row is one query head of one token. The keys of a sequence are cut into tiles that begin at multiples of TILE. Of
+// each tile a row computes scores, weights relative to the tile's own highest score, rounded to the cache's type, and the
+// weighted sum of values; the tiles' sums are merged in order (Milakov and Gimelshein, 2018; FlashAttention, Dao et al.,
+// 2022). Scores and sums are products with panels, as in linear.cpp: a panel of PANEL keys, or of PANEL dimensions of the
+// values, is laid out once and serves all rows that share it, one in a decode or dozens in a chunk. A row's arithmetic is
+// its own: a token's attention is bitwise equal in a decode, in any chunk, beside any request, on any number of threads.
 #include <algorithm>
+#include <atomic>
+#include <memory>
 #include <vector>
 
-#include "common.h"
+#include "attention_panels.h"
 
 namespace lightvllm {
+namespace {
 
-constexpr int64_t TILE = 32;
-constexpr int64_t MAX_ROWS = 16;
+constexpr int64_t TILE = 128;
+constexpr int64_t MOST_ROWS = 72;  // of a task
 constexpr float NEVER_SEEN = -1e30f;
 
-// A task's inputs. Rows [kv_heads, tokens, group] of one request; token t has position first_position + t.
-template <class T>
-struct Task {
-  const T* query;  // [tokens, kv_heads * group, head_dim]
-  int64_t query_stride;
-  T* out;
-  int64_t out_stride;
-  int64_t kv_heads, tokens, group, head_dim;
-  const T *keys, *values;  // the cache at the first of the KV heads
-  int64_t block_stride, token_stride, block_size;
-  const int32_t* blocks;
-  int64_t first_position, window;  // window <= 0: full attention
+// What the tasks of one call share.
+struct Call {
+  int64_t group, head_dim, width;  // width: head_dim filled up to whole panels
+  int64_t block_size, token_stride, query_stride, out_stride;
+  int64_t window;  // <= 0: full attention
   float scale;
+  Pass pass;
 };
 
-// Sixteen vectors -> the vector of their sums, lane i that of x[i]. Each halving folds pairs of vectors into one.
-LIGHTVLLM_INLINE f32x16 sums(f32x16* x) {
-  for (int half = 8; half >= 1; half /= 2) {
-    for (int i = 0; i < half; i++) {
-      f32x16 a = x[i], b = x[i + half];
-      f32x16 low, high;
-      if (half == 8) {
-        low = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-        high = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-      } else if (half == 4) {
-        low = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-        high = __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-      } else if (half == 2) {
-        low = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-        high = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-      } else {
-        low = __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
-        high = __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-      }
-      x[i] = low + high;
-    }
-  }
-  return x[0];
-}
-
-// out = out * correction + the values' weighted sum, over CHUNKS vectors of the head's dimensions.
-template <int CHUNKS>
-LIGHTVLLM_INLINE void add_values(float* out, const float* weights, const float* values, int64_t head_dim, f32x16 correction) {
-  f32x16 totals[CHUNKS];
-  for (int c = 0; c < CHUNKS; c++) totals[c] = load(out + c * LANES) * correction;
-  for (int64_t j = 0; j < TILE; j++) {
-    f32x16 weight = splat(weights[j]);
-    for (int c = 0; c < CHUNKS; c++) totals[c] += weight * load(values + j * head_dim + c * LANES);
-  }
-  for (int c = 0; c < CHUNKS; c++) store(out + c * LANES, totals[c]);
-}
-
-// One row against a tile of keys and values that begins at position `start`.
+// Some KV heads of some tokens of one request, against tiles [first_tile, last_tile) of its keys.
 template <class T>
-LIGHTVLLM_INLINE void attend_tile(const Task<T>& task, int64_t start, int64_t position, const float* query,
-                                  const float* key_tile, const float* value_tile, float* output, float* peak,
-                                  f32x16* total) {
-  const int64_t head_dim = task.head_dim, chunks = head_dim / LANES;
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  f32x16 scores[TILE / LANES];
-  f32x16 highest = splat(NEVER_SEEN);
-  i32x16 seen[TILE / LANES];
-  for (int64_t part = 0; part < TILE / LANES; part++) {
-    f32x16 products[LANES] = {};
-    for (int64_t c = 0; c < chunks; c++) {
-      f32x16 q = load(query + c * LANES);
-      const float* k = key_tile + part * LANES * head_dim + c * LANES;
-      for (int64_t j = 0; j < LANES; j++) products[j] += q * load(k + j * head_dim);
-    }
-    i32x16 positions = lane + int32_t(start + part * LANES);
-    seen[part] = positions <= int32_t(position);
-    if (task.window > 0) seen[part] &= positions > int32_t(position - task.window);
-    scores[part] = sums(products);
-    highest = maximum(highest, seen[part] ? scores[part] : splat(NEVER_SEEN));
-  }
-  float new_peak = *peak;
-  for (int64_t i = 0; i < LANES; i++) new_peak = std::max(new_peak, highest[i]);
-  f32x16 correction = exp(splat(*peak - new_peak));
-  *peak = new_peak;
-  *total = *total * correction;
-  float weights[TILE];
-  for (int64_t part = 0; part < TILE / LANES; part++) {
-    f32x16 weight = seen[part] ? exp(scores[part] - new_peak) : f32x16{};
-    *total += weight;
-    store(weights + part * LANES, weight);
-  }
-  int64_t c = 0;  // several chunks at a time, as one sum alone waits for itself
-  for (; c + 4 <= chunks; c += 4) add_values<4>(output + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
-  for (; c + 2 <= chunks; c += 2) add_values<2>(output + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
-  for (; c < chunks; c++) add_values<1>(output + c * LANES, weights, value_tile + c * LANES, head_dim, correction);
+struct Task {
+  const T* query;
+  T* out;
+  const T *keys, *values;  // the cache, at the first of the KV heads
+  const int32_t* blocks;
+  int64_t kv_heads, tokens, first_position, first_tile, last_tile;
+  float* partials;  // [rows, tiles of the sequence, width + 2]; or none: the task has all tiles, and writes `out`
+  int64_t sequence_tiles;
+};
+
+// A row's weighted sum so far, relative to `peak`; the sum itself lies elsewhere.
+struct Softmax {
+  float peak = NEVER_SEEN, total = 0;
+};
+
+// The factors that bring two parts of a sum to a common peak; the first becomes both.
+struct Merge {
+  float first, second;
+};
+
+LIGHTVLLM_INLINE Merge merge(Softmax& first, Softmax second) {
+  const float peak = std::max(first.peak, second.peak);
+  const f32x16 factors = exp(f32x16{first.peak - peak, second.peak - peak});
+  first.peak = peak;
+  first.total = first.total * factors[0] + second.total * factors[1];
+  return {factors[0], factors[1]};
 }
 
-// The keys and values of one KV head at positions [start, start + TILE), as float32. What lies behind the sequence is
-// zero: whatever the cache holds there must not reach a product.
+LIGHTVLLM_INLINE void merge_sums(float* first, const float* second, int64_t count, Merge by) {
+  for (int64_t i = 0; i < count; i += LANES) store(first + i, load(first + i) * by.first + load(second + i) * by.second);
+}
+
+// ---- a task ---------------------------------------------------------------------------------------------------------
+
+// A thread's working memory, for tasks of `rows` rows at most.
 template <class T>
-LIGHTVLLM_INLINE void load_tile(const Task<T>& task, int64_t kv_head, int64_t start, int64_t end, float* key_tile,
-                                float* value_tile) {
-  const int64_t head_dim = task.head_dim;
-  for (int64_t j = 0; j < TILE; j++) {
-    float *key = key_tile + j * head_dim, *value = value_tile + j * head_dim;
+struct Scratch {
+  std::unique_ptr<char[]> memory;
+  T *query, *weights, *nothing;  // [rows, head_dim], [rows, TILE]; a token of zeros, which stands behind a sequence
+  float *scores, *sums, *output;  // [rows, TILE], [MAX_ROWS, PANEL], [rows, width]
+  uint32_t* panel;
+  Softmax softmax[MOST_ROWS];
+  Merge merges[MOST_ROWS];
+  const T *keys[2][TILE], *values[2][TILE];  // of this tile and the next
+
+  Scratch(const Call& call, int64_t rows) {
+    const int64_t panel_words = PANEL * std::max<int64_t>(call.head_dim, TILE);
+    const int64_t floats = rows * (TILE + call.width) + MAX_ROWS * PANEL + panel_words;
+    memory.reset(new char[64 + floats * sizeof(float) + (rows * (call.head_dim + TILE) + call.token_stride) * sizeof(T)]);
+    sums = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
+    panel = reinterpret_cast<uint32_t*>(sums + MAX_ROWS * PANEL);
+    std::memset(panel, 0, panel_words * sizeof(float));  // what lies beside a head's dimensions stays zero
+    scores = reinterpret_cast<float*>(panel + panel_words);
+    output = scores + rows * TILE;
+    query = reinterpret_cast<T*>(output + rows * call.width);
+    weights = query + rows * call.head_dim;
+    nothing = weights + rows * TILE;
+    std::memset(nothing, 0, call.token_stride * sizeof(T));
+  }
+};
+
+// Where the keys and values of a tile lie, those at `end` and behind it nowhere.
+template <class T>
+LIGHTVLLM_INLINE void find_rows(const Call& call, const Task<T>& task, int64_t start, int64_t end, const T* nothing,
+                                const T** keys, const T** values) {
+  for (int64_t j = 0; j < TILE;) {
     const int64_t position = start + j;
     if (position >= end) {
-      std::memset(key, 0, head_dim * sizeof(float));
-      std::memset(value, 0, head_dim * sizeof(float));
-      continue;
+      for (; j < TILE; j++) keys[j] = values[j] = nothing;
+      return;
     }
-    const int64_t block = task.blocks[position / task.block_size];
-    const int64_t at = block * task.block_stride + position % task.block_size * task.token_stride + kv_head * head_dim;
-    for (int64_t d = 0; d < head_dim; d += LANES) {
-      store(key + d, load(task.keys + at + d));
-      store(value + d, load(task.values + at + d));
+    const int64_t offset = position % call.block_size;
+    int64_t at = (task.blocks[position / call.block_size] * call.block_size + offset) * call.token_stride;
+    const int64_t last = std::min({j + call.block_size - offset, end - start, TILE});
+    for (; j < last; j++, at += call.token_stride) {
+      keys[j] = task.keys + at;
+      values[j] = task.values + at;
     }
   }
 }
 
+// A row's scores of a tile -> weights. Keys before `first` and behind `last`, counted from the tile's begin, are not seen.
 template <class T>
-LIGHTVLLM_INLINE void attend_task(const Task<T>& task, float* scratch) {
-  const int64_t head_dim = task.head_dim, rows_per_head = task.tokens * task.group, rows = task.kv_heads * rows_per_head;
-  float* query = scratch;                          // [rows, head_dim], scaled
-  float* output = query + MAX_ROWS * head_dim;     // [rows, head_dim]
-  float* key_tile = output + MAX_ROWS * head_dim;  // [TILE, head_dim]
-  float* value_tile = key_tile + TILE * head_dim;  // [TILE, head_dim]
-  float peaks[MAX_ROWS];
-  f32x16 totals[MAX_ROWS];
-  auto token_of = [&](int64_t row) { return row % rows_per_head / task.group; };
-  auto head_of = [&](int64_t row) { return row / rows_per_head * task.group + row % task.group; };
-  for (int64_t row = 0; row < rows; row++) {
-    const T* from = task.query + token_of(row) * task.query_stride + head_of(row) * head_dim;
-    for (int64_t d = 0; d < head_dim; d += LANES) store(query + row * head_dim + d, load(from + d) * task.scale);
-    std::memset(output + row * head_dim, 0, head_dim * sizeof(float));
-    peaks[row] = NEVER_SEEN;
-    totals[row] = f32x16{};
+LIGHTVLLM_INLINE Softmax weigh(const float* scores, float scale, int64_t first, int64_t last, T* weights) {
+  const f32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const bool is_whole = first <= 0 && last >= TILE - 1;
+  first = std::max<int64_t>(first, 0), last = std::min(last, TILE - 1);
+  const float middle = 0.5f * float(first + last), reach = 0.5f * float(last - first);  // one comparison a key
+  const f32x16 never = splat(NEVER_SEEN), nothing = {};
+  auto distance = [&](int64_t i) LIGHTVLLM_BODY { return (f32x16)((u32x16)(lane + (i * LANES - middle)) & 0x7fffffffu); };
+  f32x16 scaled[TILE / LANES], highest = never, total = {};
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < TILE / LANES; i++) {
+    scaled[i] = load(scores + i * LANES) * scale;
+    if (!is_whole) scaled[i] = distance(i) > reach ? never : scaled[i];
+    highest = maximum(highest, scaled[i]);
   }
-  const int64_t end = task.first_position + task.tokens;
-  const int64_t begin = task.window > 0 ? std::max<int64_t>(0, task.first_position - task.window + 1) / TILE * TILE : 0;
-  for (int64_t start = begin; start < end; start += TILE) {
-    for (int64_t kv_head = 0; kv_head < task.kv_heads; kv_head++) {  // inside: their keys are neighbours in memory
-      load_tile(task, kv_head, start, end, key_tile, value_tile);
-      for (int64_t row = kv_head * rows_per_head; row < (kv_head + 1) * rows_per_head; row++) {
-        const int64_t position = task.first_position + token_of(row);
-        if (start > position || (task.window > 0 && start + TILE <= position - task.window + 1)) continue;
-        attend_tile(task, start, position, query + row * head_dim, key_tile, value_tile, output + row * head_dim,
-                    &peaks[row], &totals[row]);
+  Softmax result;
+  for (int64_t i = 0; i < LANES; i++) result.peak = std::max(result.peak, highest[i]);
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < TILE / LANES; i++) {
+    f32x16 weight = exp(scaled[i] - result.peak);
+    if (!is_whole) weight = distance(i) > reach ? nothing : weight;
+    store(weights + i * LANES, weight);
+    total += load(weights + i * LANES);
+  }
+  result.total = sum(total);
+  return result;
+}
+
+// One KV head's keys and values of a tile, against the task's rows of that head.
+template <class T>
+struct HeadTile {
+  static constexpr int64_t PER_WORD = 4 / sizeof(T);
+  const Call& call;
+  const Task<T>& task;
+  Scratch<T>& scratch;
+  FewRows few;
+  int64_t tile, start, stop;  // keys [start, stop)
+  int64_t first_row, rows;    // of the task's
+  const T *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
+
+  // row: counted from first_row
+  LIGHTVLLM_INLINE int64_t position_of(int64_t row) const { return task.first_position + row / call.group; }
+  LIGHTVLLM_INLINE int64_t first_seen(int64_t row) const { return call.window > 0 ? position_of(row) - call.window + 1 : 0; }
+  LIGHTVLLM_INLINE bool sees(int64_t row) const { return position_of(row) >= start && first_seen(row) < stop; }
+  LIGHTVLLM_INLINE float* partial_of(int64_t row) const {
+    return task.partials + ((first_row + row) * task.sequence_tiles + tile) * (call.width + 2);
+  }
+
+  // The addresses, and those that are fetched meanwhile: the next head's, or the first's of the next tile.
+  LIGHTVLLM_INLINE void find(int64_t kv_head, int64_t now) {
+    const bool is_last = kv_head + 1 == task.kv_heads;
+    for (int64_t j = 0; j < TILE; j++) {
+      keys[j] = scratch.keys[now][j] + kv_head * call.head_dim;
+      values[j] = scratch.values[now][j] + kv_head * call.head_dim;
+      keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : keys[j] + call.head_dim;
+      values_ahead[j] = is_last ? scratch.values[1 - now][j] : values[j] + call.head_dim;
+    }
+  }
+
+  LIGHTVLLM_INLINE void pass(const T* x, int64_t stride, int64_t count, int64_t words) const {
+    call.pass(count, reinterpret_cast<Groups>(x), stride / PER_WORD, scratch.panel, words,
+              Prefetch{reinterpret_cast<char*>(scratch.panel), 0, 1}, scratch.sums);
+  }
+
+  LIGHTVLLM_INLINE void keep_scores(int64_t row, int64_t count, int64_t key) const {
+    for (int64_t r = 0; r < count; r++)
+      std::memcpy(scratch.scores + (row + r) * TILE + key, scratch.sums + r * PANEL, PANEL * sizeof(float));
+  }
+
+  // The scores of PANEL keys from the tile's `key` on.
+  LIGHTVLLM_INLINE void score(int64_t key) const {
+    const T* query = scratch.query + first_row * call.head_dim;
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (few.scores) {
+        few.scores(keys + key, keys_ahead + key, call.head_dim, query, scratch.sums);
+        return keep_scores(0, rows, key);
+      }
+    }
+    pack_keys(keys + key, keys_ahead + key, call.head_dim, scratch.panel);
+    for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
+      if (position_of(row + count - 1) < start + key || first_seen(row) >= start + key + PANEL) return;
+      pass(query + row * call.head_dim, call.head_dim, count, call.head_dim / PER_WORD);
+      keep_scores(row, count, key);
+    });
+  }
+
+  // Scores -> weights, and what will merge their sums of values.
+  LIGHTVLLM_INLINE void weigh_all() const {
+    for (int64_t row = 0; row < rows; row++) {
+      T* weights = scratch.weights + row * TILE;
+      if (!sees(row)) {
+        std::memset(weights, 0, TILE * sizeof(T));
+        continue;
+      }
+      const Softmax of_tile =
+          weigh(scratch.scores + row * TILE, call.scale, first_seen(row) - start, position_of(row) - start, weights);
+      if (task.partials) {
+        partial_of(row)[call.width] = of_tile.peak;
+        partial_of(row)[call.width + 1] = of_tile.total;
+      } else {
+        scratch.merges[row] = merge(scratch.softmax[first_row + row], of_tile);
       }
     }
   }
+
+  LIGHTVLLM_INLINE void keep_sums(int64_t row, int64_t count, int64_t d) const {
+    for (int64_t r = 0; r < count; r++) {
+      const float* sums = scratch.sums + r * PANEL;
+      if (!sees(row + r)) continue;
+      if (task.partials) {
+        std::memcpy(partial_of(row + r) + d, sums, PANEL * sizeof(float));
+      } else {
+        merge_sums(scratch.output + (first_row + row + r) * call.width + d, sums, PANEL, scratch.merges[row + r]);
+      }
+    }
+  }
+
+  // The weighted sums of PANEL dimensions of the values from `d` on. It moves the values' addresses there.
+  LIGHTVLLM_INLINE void add_values(int64_t d) {
+    for (int64_t j = 0; d && j < TILE; j++) {
+      values[j] += PANEL;
+      values_ahead[j] += PANEL;
+    }
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (few.values && d + PANEL <= call.head_dim) {
+        few.values(values, values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
+        return keep_sums(0, rows, d);
+      }
+    }
+    pack_values(values, values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
+    for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
+      const int64_t seen = std::min(stop, position_of(row + count - 1) + 1) - start;
+      if (seen <= 0 || first_seen(row) >= stop) return;
+      pass(scratch.weights + row * TILE, TILE, count, (seen + PER_WORD - 1) / PER_WORD);
+      keep_sums(row, count, d);
+    });
+  }
+};
+
+template <class T>
+LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch<T>& scratch) {
+  const int64_t head_dim = call.head_dim, group = call.group, width = call.width;
+  const int64_t head_rows = task.tokens * group, rows = task.kv_heads * head_rows, end = task.first_position + task.tokens;
+  // Where a row's head lies in the query and in the output.
+  auto place_of = [&](int64_t row, int64_t token_stride) LIGHTVLLM_BODY {
+    return row % head_rows / group * token_stride + (row / head_rows * group + row % group) * head_dim;
+  };
   for (int64_t row = 0; row < rows; row++) {
-    float inverse = 1.0f / sum(totals[row]);
-    T* to = task.out + token_of(row) * task.out_stride + head_of(row) * head_dim;
-    for (int64_t d = 0; d < head_dim; d += LANES) store(to + d, load(output + row * head_dim + d) * inverse);
+    std::memcpy(scratch.query + row * head_dim, task.query + place_of(row, call.query_stride), head_dim * sizeof(T));
+    if (!task.partials) std::memset(scratch.output + row * width, 0, width * sizeof(float));
+    scratch.softmax[row] = Softmax();
+  }
+  const FewRows few = few_rows(head_rows);
+  find_rows(call, task, task.first_tile * TILE, end, scratch.nothing, scratch.keys[0], scratch.values[0]);
+  for (int64_t tile = task.first_tile; tile < task.last_tile; tile++) {
+    const int64_t now = (tile - task.first_tile) % 2, start = tile * TILE, stop = std::min(start + TILE, end);
+    find_rows(call, task, start + TILE, end, scratch.nothing, scratch.keys[1 - now], scratch.values[1 - now]);
+    for (int64_t kv_head = 0; kv_head < task.kv_heads; kv_head++) {  // inside: their keys are neighbours in memory
+      HeadTile<T> part = {call, task, scratch, few, tile, start, stop, kv_head * head_rows, head_rows};
+      part.find(kv_head, now);
+      for (int64_t key = 0; key < stop - start; key += PANEL) part.score(key);
+      part.weigh_all();
+      for (int64_t d = 0; d < head_dim; d += PANEL) part.add_values(d);
+    }
+  }
+  for (int64_t row = 0; row < rows && !task.partials; row++) {
+    const float inverse = 1.0f / scratch.softmax[row].total;
+    T* to = task.out + place_of(row, call.out_stride);
+    for (int64_t d = 0; d < head_dim; d += LANES) store(to + d, load(scratch.output + row * width + d) * inverse);
   }
 }
 
-#define ATTEND(T) \
-  LIGHTVLLM_KERNEL void attend(const Task<T>& task, float* scratch) { attend_task(task, scratch); }
-ATTEND(float)
-ATTEND(bf16)
+// Merges what the tasks of one decode wrote of tiles [first_tile, tiles): partials [tiles, width + 2] of one row.
+template <class T>
+LIGHTVLLM_INLINE void merge_row(const Call& call, float* partials, int64_t first_tile, int64_t tiles, T* out) {
+  const int64_t width = call.width;
+  float* output = partials + first_tile * (width + 2);  // the first tile's sums become all tiles'
+  Softmax softmax;
+  for (int64_t tile = first_tile; tile < tiles; tile++) {
+    const float* partial = partials + tile * (width + 2);
+    const Merge by = merge(softmax, {partial[width], partial[width + 1]});
+    if (tile > first_tile) merge_sums(output, partial, width, by);
+  }
+  const float inverse = 1.0f / softmax.total;
+  for (int64_t d = 0; d < call.head_dim; d += LANES) store(out + d, load(output + d) * inverse);
+}
+
+// ---- the op ---------------------------------------------------------------------------------------------------------
+
+// A piece of work before it is cut into tasks: some tokens of one request.
+struct Piece {
+  int64_t request, first_token, first_position, tokens, first_tile, tiles;
+  int64_t kv_heads = 1;      // of a task
+  int64_t task_tiles;        // of a task
+  int64_t partials = -1;     // where its partials begin, if a task has not all tiles
+};
+
+constexpr int64_t SPLIT_TILES = 4;      // of a task, where there are fewer tasks than keep all threads busy
+constexpr int64_t TASKS_OF_THREAD = 4;  // that many do
+
+// Cuts the step's tokens into pieces of at most MOST_ROWS rows. A decode's task takes several KV heads, as they are
+// neighbours in memory, unless there are too few tasks; then, its keys are cut too.
+std::vector<Piece> cut(const int64_t* query_lens, const int64_t* seq_lens, int64_t requests, int64_t group, int64_t kv_heads,
+                       int64_t window) {
+  std::vector<Piece> pieces;
+  const int64_t most_tokens = MOST_ROWS / group, wanted = TASKS_OF_THREAD * torch::stable::get_num_threads();
+  int64_t token = 0;
+  for (int64_t r = 0; r < requests; token += query_lens[r++]) {
+    for (int64_t t = 0; t < query_lens[r]; t += most_tokens) {
+      Piece piece = {r, token + t, seq_lens[r] - query_lens[r] + t, std::min(most_tokens, query_lens[r] - t)};
+      piece.first_tile = window > 0 ? std::max<int64_t>(0, piece.first_position - window + 1) / TILE : 0;
+      piece.tiles = piece.task_tiles = (piece.first_position + piece.tokens + TILE - 1) / TILE;
+      pieces.push_back(piece);
+    }
+  }
+  const int64_t count = int64_t(pieces.size());
+  for (Piece& piece : pieces) {
+    for (int64_t heads = 1; heads <= kv_heads; heads++)
+      if (kv_heads % heads == 0 && heads * piece.tokens * group <= MOST_ROWS && count * kv_heads / heads >= wanted)
+        piece.kv_heads = heads;
+    if (piece.tokens == 1 && count * kv_heads < wanted) piece.task_tiles = SPLIT_TILES;
+  }
+  return pieces;
+}
 
 // query: [num_tokens, num_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim];
 // block_table: [num_requests, max_blocks] int32; query_lens, seq_lens: [num_requests] int64
 Tensor paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens,
                        Tensor seq_lens, double scale, int64_t sliding_window) {
-  int64_t heads = query.size(1), head_dim = query.size(2), kv_heads = key_cache.size(2);
-  int64_t group = heads / kv_heads, requests = seq_lens.size(0);
+  const int64_t heads = query.size(1), head_dim = query.size(2), kv_heads = key_cache.size(2), group = heads / kv_heads;
   STD_TORCH_CHECK(head_dim % LANES == 0, "paged_attention: head_dim must be a multiple of 16");
-  STD_TORCH_CHECK(group <= MAX_ROWS, "paged_attention: at most 16 query heads may share a key");
+  STD_TORCH_CHECK(group <= MOST_ROWS, "paged_attention: at most 72 query heads may share a key");
   STD_TORCH_CHECK(query.stride(2) == 1 && query.stride(1) == head_dim, "paged_attention: a token's heads must be contiguous");
   STD_TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous() && block_table.is_contiguous(),
                   "paged_attention: cache and block table must be contiguous");
   STD_TORCH_CHECK(query.scalar_type() == key_cache.scalar_type(), "paged_attention: query and cache must have one type");
   Tensor out = torch::stable::new_empty(query, {query.size(0), heads, head_dim});
-  // Tasks: for some KV heads of one request, some of its tokens, MAX_ROWS rows at most. A decode takes as many heads as
-  // leave work for every thread. Heads are outermost: a thread's share is then a run of heads, each with the same work.
-  struct Piece {
-    int64_t request, first_token, first_position, tokens;
+  std::vector<Piece> pieces = cut(data<int64_t>(query_lens), data<int64_t>(seq_lens), seq_lens.size(0), group, kv_heads,
+                                  sliding_window);
+  Call call = {group, head_dim, (head_dim + PANEL - 1) / PANEL * PANEL, key_cache.size(1), kv_heads * head_dim,
+               query.stride(0), heads * head_dim, sliding_window, float(scale), nullptr};
+  struct Unit {
+    const Piece* piece;
+    int64_t kv_head, first_tile;
   };
-  std::vector<Piece> pieces;
-  int64_t most_tokens = std::max<int64_t>(1, MAX_ROWS / group), token = 0;
-  bool all_decode = true;
-  for (int64_t r = 0; r < requests; r++) {
-    int64_t length = data<int64_t>(query_lens)[r], context = data<int64_t>(seq_lens)[r] - length;
-    for (int64_t t = 0; t < length; t += most_tokens)
-      pieces.push_back({r, token + t, context + t, std::min(most_tokens, length - t)});
-    token += length;
-    all_decode = all_decode && length == 1;
+  std::vector<Unit> units;
+  int64_t partial_floats = 0, most_rows = 0;
+  for (int64_t kv_head = 0; kv_head < kv_heads; kv_head++) {  // outermost, so that pieces of a request share its cache
+    for (Piece& piece : pieces) {
+      if (kv_head % piece.kv_heads) continue;
+      most_rows = std::max(most_rows, piece.kv_heads * piece.tokens * group);
+      if (piece.tiles - piece.first_tile > piece.task_tiles && piece.partials < 0) {
+        piece.partials = partial_floats;
+        partial_floats += heads * piece.tiles * (call.width + 2);
+      }
+      for (int64_t tile = piece.first_tile; tile < piece.tiles; tile += piece.task_tiles) units.push_back({&piece, kv_head, tile});
+    }
   }
-  int64_t task_heads = 1, threads = torch::stable::get_num_threads();
-  while (all_decode && 2 * task_heads * group <= MAX_ROWS && kv_heads % (2 * task_heads) == 0 &&
-         int64_t(pieces.size()) * kv_heads / (2 * task_heads) >= threads)
-    task_heads *= 2;
-  int64_t block_size = key_cache.size(1), token_stride = kv_heads * head_dim;
+  std::unique_ptr<float[]> partials(partial_floats ? new float[partial_floats] : nullptr);
   for_type(query, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, kv_heads / task_heads * int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(2 * (MAX_ROWS + TILE) * head_dim);
-      for (int64_t i = begin; i < end; i++) {
-        const Piece& piece = pieces[i % pieces.size()];
-        int64_t kv_head = i / int64_t(pieces.size()) * task_heads;
+    call.pass = pass_for(type);
+    std::atomic<size_t> next = 0;
+    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+      Scratch<T> scratch(call, most_rows);
+      for (size_t i = next++; i < units.size(); i = next++) {
+        const auto& [piece, kv_head, first_tile] = units[i];
         Task<T> task;
-        task.query = data<T>(query) + piece.first_token * query.stride(0) + kv_head * group * head_dim;
-        task.query_stride = query.stride(0);
-        task.out = data<T>(out) + (piece.first_token * heads + kv_head * group) * head_dim;
-        task.out_stride = heads * head_dim;
-        task.kv_heads = task_heads;
-        task.tokens = piece.tokens;
-        task.group = group;
-        task.head_dim = head_dim;
+        task.query = data<T>(query) + piece->first_token * query.stride(0) + kv_head * group * head_dim;
+        task.out = data<T>(out) + (piece->first_token * heads + kv_head * group) * head_dim;
         task.keys = data<T>(key_cache) + kv_head * head_dim;
         task.values = data<T>(value_cache) + kv_head * head_dim;
-        task.block_stride = block_size * token_stride;
-        task.token_stride = token_stride;
-        task.block_size = block_size;
-        task.blocks = data<int32_t>(block_table) + piece.request * block_table.size(1);
-        task.first_position = piece.first_position;
-        task.window = sliding_window;
-        task.scale = float(scale);
-        attend(task, scratch.data());
+        task.blocks = data<int32_t>(block_table) + piece->request * block_table.size(1);
+        task.kv_heads = piece->kv_heads;
+        task.tokens = piece->tokens;
+        task.first_position = piece->first_position;
+        task.first_tile = first_tile;
+        task.last_tile = std::min(first_tile + piece->task_tiles, piece->tiles);
+        task.sequence_tiles = piece->tiles;
+        task.partials = nullptr;
+        if (piece->partials >= 0)
+          task.partials = partials.get() + piece->partials + kv_head * group * piece->tiles * (call.width + 2);
+        vectorized([&]() LIGHTVLLM_BODY { attend_task(call, task, scratch); });
       }
     });
+    for (const Piece& piece : pieces) {
+      if (piece.partials < 0) continue;
+      torch::stable::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t head = begin; head < end; head++)
+          vectorized([&]() LIGHTVLLM_BODY {
+            merge_row(call, partials.get() + piece.partials + head * piece.tiles * (call.width + 2), piece.first_tile,
+                      piece.tiles, data<T>(out) + (piece.first_token * heads + head) * head_dim);
+          });
+      });
+    }
   });
   return out;
 }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) { m.impl("paged_attention", TORCH_BOX(&paged_attention)); }
 

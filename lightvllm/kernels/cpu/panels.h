@@ -37,6 +37,11 @@ struct Prefetch {
   int64_t step, lines;
 };
 
+// One pass over a panel: sums[row, PANEL] for 1 to MAX_ROWS rows of `groups` groups each. See linear.cpp.
+typedef void (*Pass)(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums);
+Pass pass_for(const float*);
+Pass pass_for(const bf16*);
+
 // Calls f(first_row, rows, prefetch) for blocks of at most MAX_ROWS rows, as equal as can be, over one panel.
 // panel_bytes: of a panel; groups: steps in which a pass reads it.
 template <class F>

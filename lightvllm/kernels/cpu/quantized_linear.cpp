@@ -55,14 +55,6 @@ LIGHTVLLM_INLINE void round_row(const T* x, int64_t inputs, int64_t quads, int64
   }
 }
 
-#define ROUND_ROW(T)                                                                                            \
-  LIGHTVLLM_KERNEL void round_one(const T* x, int64_t inputs, int64_t quads, int64_t quads_per_group,          \
-                                  int8_t* values, float* scale, int32_t* sums) {                               \
-    round_row(x, inputs, quads, quads_per_group, values, scale, sums);                                         \
-  }
-ROUND_ROW(float)
-ROUND_ROW(bf16)
-
 // A weight's panel and what its integers mean.
 struct Panel {
   const uint8_t* values;  // [quads, PANEL, QUAD], or half of it
@@ -270,9 +262,13 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; r++)
-        round_one(data<T>(x) + r * x.stride(0), inputs, quads, quads_per_group, rounded.values.data() + r * quads * QUAD,
-                  rounded.scales.data() + r, rounded.sums.data() + r * groups);
+      const T* from = data<T>(x);
+      const int64_t stride = x.stride(0);
+      vectorized([&]() LIGHTVLLM_BODY {
+        for (int64_t r = begin; r < end; r++)
+          round_row(from + r * stride, inputs, quads, quads_per_group, rounded.values.data() + r * quads * QUAD,
+                    rounded.scales.data() + r, rounded.sums.data() + r * groups);
+      });
     });
     const T* offsets = bias ? data<T>(*bias) : nullptr;
     const int64_t panel_bytes = steps * PANEL * QUAD;
