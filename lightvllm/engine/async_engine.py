@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 # A request that the core died of so many times, without a token for it in between, is given up: it may be the cause.
 MAX_CRASHES = 3
-# From so many on it runs alone, so that no other is given up for what it does.
+# From so many on it runs alone, so that it is given up for what itself does, and no other is.
 SUSPECT_CRASHES = 2
 
 
@@ -59,10 +59,6 @@ class _Entry:
         self.num_crashes = 0  # in all
         self.crashes_in_a_row = 0  # while it ran, without a token in between
         self.deadline: asyncio.TimerHandle | None = None
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.crashes_in_a_row >= SUSPECT_CRASHES
 
 
 class AsyncEngine:
@@ -262,7 +258,6 @@ class AsyncEngine:
                     if output.request_id in self._owner_of:
                         self._fail(self._owner_of[output.request_id][0], RequestFailed("engine", "an internal error"))
             self._observer.on_step(message)
-            self._submit()
         trace = message.trace if isinstance(message, StepReport | TraceUpdate) else None
         if trace is not None:
             self._watchers.show(trace)
@@ -306,16 +301,12 @@ class AsyncEngine:
     # ---- inside
 
     def _submit(self) -> None:
-        """Give the core what it does not have: of the suspects one at a time, and everything else."""
+        """Give the core what it does not have."""
         if not self._unsubmitted or not self._supervisor.is_running:
             return
-        has_suspect = any(entry.is_suspect for name, entry in self._entries.items() if name not in self._unsubmitted)
         for name, entry in list(self._unsubmitted.items()):
-            if entry.is_suspect and has_suspect:
-                continue
-            has_suspect |= entry.is_suspect
             entry.place = self._num_sent + 1
-            for message in entry.state.core_requests():
+            for message in entry.state.core_requests(entry.crashes_in_a_row >= SUSPECT_CRASHES):
                 self._supervisor.send(message)
                 self._num_sent += 1
             del self._unsubmitted[name]
@@ -372,7 +363,6 @@ class AsyncEngine:
         self._observer.on_finish(_record(entry, reason))
         if not self._entries:
             self._is_idle.set()
-        self._submit()  # a suspect may have been what others waited for
 
     # ---- watching
 

@@ -143,7 +143,7 @@ class RequestState:
             return [self.request_id]
         return [f"{self.request_id}/{index}" for index in range(self.params.n)]
 
-    def core_requests(self) -> list[AddRequest]:
+    def core_requests(self, is_suspect: bool = False) -> list[AddRequest]:
         """The unfinished completions as the core is to run them: from the start, or from where they are by now."""
         sibling_params = copy(self.params)
         sibling_params.prompt_logprobs = None  # the first completion's serve all
@@ -160,6 +160,7 @@ class RequestState:
                 priority=self.priority,
                 arrival_time=self.metrics.arrival_time,
                 cache_salt=self.prompt.cache_salt,
+                is_suspect=is_suspect,
             )
             for core_id, completion in zip(self.core_ids, self.completions, strict=True)
             if completion.finish_reason is None

@@ -141,8 +141,7 @@ class CoreServer:
             left = request.num_prompt_tokens - request.num_computed_tokens
             if left > 0:
                 self.num_prompt_tokens += min(left, num_tokens)
-        if step.new_requests:  # the others were noted before
-            self.notes.write(step.request_ids)
+        self.notes.write(step.request_ids)
         if self.tracer is not None:
             self.tracer.before(step)
 

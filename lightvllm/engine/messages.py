@@ -30,6 +30,7 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     priority: int = 0
     arrival_time: float | None = None
     cache_salt: str | None = None
+    is_suspect: bool = False
 
 
 class AbortRequests(msgspec.Struct, tag="abort", frozen=True):

@@ -19,10 +19,14 @@ class Notes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._noted: list[str] = []
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, request_ids: list[str]) -> None:
         """These run now, and no others. It is one call, which takes microseconds."""
+        if request_ids == self._noted:
+            return
+        self._noted = request_ids
         notes = msgspec.msgpack.encode(request_ids)
         try:
             os.pwrite(self._file, _LENGTH.pack(len(notes)) + notes, 0)

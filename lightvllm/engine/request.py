@@ -69,6 +69,7 @@ class Request:
         priority: lower goes first, if the scheduler's policy is "priority".
         arrival_time: in seconds, of any one clock; earlier goes first. None is now, by `time.monotonic()`.
         cache_salt: only requests of the same salt share cached prefixes.
+        is_suspect: an engine may have died of it: it runs alone, before all others, until it has a token.
 
     Raises:
         ValueError: the prompt or the salt is empty.
@@ -94,6 +95,7 @@ class Request:
         "eos_token_ids",
         "finish_reason",
         "first_scheduled_time",
+        "is_suspect",
         "max_num_tokens",
         "min_num_tokens",
         "next_block_end",
@@ -125,6 +127,7 @@ class Request:
         priority: int = 0,
         arrival_time: float | None = None,
         cache_salt: str | None = None,
+        is_suspect: bool = False,
     ) -> None:
         if not prompt_token_ids:
             raise ValueError(f"prompt of request {request_id!r} is empty: it must have at least one token")
@@ -144,6 +147,7 @@ class Request:
         self.priority = priority
         self.arrival_time = time.monotonic() if arrival_time is None else arrival_time
         self.cache_salt = cache_salt
+        self.is_suspect = is_suspect
 
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None

@@ -120,7 +120,7 @@ class Scheduler:
         self._token_limit = config.long_prefill_token_threshold or NEVER
         self._dropped: dict[str, None] = {}  # the ids to tell the worker of in the next step, in order
         self._no_room = False  # the first waiting request did not fit, and no block was freed since
-        self._suspects: deque[Request] = deque()  # of a failed step, each to be run alone
+        self._suspects: deque[Request] = deque()  # of a failed step, or of a crash: each to be run alone
         # The step in flight: its message, its requests in the same order, and the blocks each one made findable.
         self._step = StepInput()
         self._scheduled: list[Request] = []
@@ -147,6 +147,8 @@ class Scheduler:
         request.order = (priority, request.arrival_time, next(self._arrivals))
         self.requests[request.request_id] = request
         insort(self.waiting, request, key=_order)
+        if request.is_suspect:
+            self._suspects.append(request)
         self._no_room = False
 
     def abort(self, request_ids: Iterable[str]) -> list[CoreOutput]:
@@ -207,7 +209,7 @@ class Scheduler:
                 outputs.append(core_output)
         if any_finished:
             self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
-        if self._suspects and output.token_ids[0]:
+        if self._suspects and scheduled[0] is self._suspects[0] and output.token_ids[0]:
             self._suspects.popleft()  # it has run alone as far as there are tokens: it is not the culprit
         self._scheduled = []
         self._registered = {}

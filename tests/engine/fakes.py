@@ -63,7 +63,7 @@ def expected_output(request: Request, max_model_len: int, capacity: int) -> tupl
 
 def make_request(request_id: str, prompt: list[int], **kwargs: object) -> Request:
     """A request without a limit of its own; what is no argument of `Request` goes to its `SamplingParams`."""
-    own = ("seed", "eos_token_ids", "output_token_ids", "priority", "arrival_time", "cache_salt")
+    own = ("seed", "eos_token_ids", "output_token_ids", "priority", "arrival_time", "cache_salt", "is_suspect")
     args = {name: kwargs.pop(name) for name in own if name in kwargs}
     return Request(
         request_id, prompt, SamplingParams(**{"max_tokens": None, **kwargs}), **{"seed": 0, "arrival_time": 0.0, **args}

@@ -175,6 +175,25 @@ def test_a_failure_that_needs_company_blames_nobody() -> None:
         check_output(core, collector, request)
 
 
+def test_suspects_of_a_crash_run_alone_and_before_all_others() -> None:
+    core, executor = make_core(num_blocks=20)
+    requests = [make_request("a", [1] * 6, max_tokens=8), make_request("b", [2] * 6, max_tokens=8)]
+    collector = Collector()
+    for request in requests:
+        core.add_request(request)
+    collector.take(core.step())
+    # Each takes two steps to its first token. One is aborted before its turn.
+    requests += [make_request(f"s{i}", [3 + i] * 20, max_tokens=4, is_suspect=True) for i in range(3)]
+    for request in requests[2:]:
+        core.add_request(request)
+    core.abort(["s1"])
+    run(core, collector)
+    assert executor.scheduled[:5] == [["a", "b"], ["s0"], ["s0"], ["s2"], ["s2"]]
+    assert executor.scheduled[5] == ["a", "b", "s0", "s2"]
+    for request in [*requests[:3], requests[-1]]:
+        check_output(core, collector, request)
+
+
 def test_a_suspect_gets_its_room_from_others() -> None:
     core, executor = make_core(num_blocks=6, max_num_batched_tokens=4, max_num_seqs=3)
     long = make_request("long", list(range(20)), max_tokens=2, arrival_time=1.0)

@@ -76,7 +76,7 @@ OUTPUT = CoreOutput(
     first_scheduled_time=12.5,
     error="it broke",
 )
-ADD = AddRequest("é/1", [1, 2, 3], PARAMS, 2**63 - 1, (0, 2), [4, 5], -3, 1.5, "salt")
+ADD = AddRequest("é/1", [1, 2, 3], PARAMS, 2**63 - 1, (0, 2), [4, 5], -3, 1.5, "salt", True)
 TO_CORE = [ADD, AbortRequests(["a", "b"]), ResetPrefixCache(), WatchSteps(True), Ping()]
 TO_FRONT = [
     EngineReady(SchedulerConfig(num_blocks=3, max_model_len=64), "much", "cpu", "bfloat16"),
