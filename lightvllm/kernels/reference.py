@@ -131,7 +131,7 @@ def most_likely(logits: Tensor) -> Tensor:
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """A weight, [outputs, inputs], as `packed_linear` reads it. Each twin has a layout of its own; here it is as it was."""
+    """A weight, [outputs, inputs], as `packed_linear` reads it: each twin has a layout of its own, this one the same."""
     return weight
 
 
@@ -149,7 +149,7 @@ def pack_quantized(values: Tensor, bits: int) -> Tensor:
 
 
 def pack_groups(groups: Tensor) -> Tensor:
-    """A quantized weight's scales or zero points, [outputs, groups], as `quantized_linear` reads them; here as they were."""
+    """A quantized weight's scales or zero points, [outputs, groups], as `quantized_linear` reads them."""
     return groups
 
 

@@ -50,8 +50,8 @@ class Linear(nn.Module):
         """Make the layer ready for serving; the plain weight is let go.
 
         Args:
-            bits: 8 or 4 rounds the weight to so many; None keeps it. Where it is kept and there is no kernel for it, on a
-                GPU and in float16, the weight stays as it is.
+            bits: 8 or 4 rounds the weight to so many; None keeps it. Where it is kept and there is no kernel for it,
+                on a GPU and in float16, the weight stays as it is.
         """
         if self.weight is None:
             return

@@ -1,7 +1,7 @@
 """Weights of 8 and 4 bits by rounding to the nearest, and the products with them.
 
-A weight w is s (q - 2^(bits - 1)): q an unsigned integer, s a scale for each output (8 bits), or for each output and group
-of inputs (4 bits). Inputs are rounded to 8 bits, each token by a scale of its own, so that products are of integers.
+A weight w is s (q - 2^(bits - 1)): q an unsigned integer, s a scale for each output (8 bits), or for each output and
+group of inputs (4 bits). Inputs are rounded to 8 bits, each token by a scale of its own: products are of integers.
 """
 
 import torch

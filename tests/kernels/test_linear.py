@@ -1,4 +1,4 @@
-"""Products with packed and with rounded weights, against their references; and that a row knows nothing of its company."""
+"""Products with packed and with rounded weights against their references; a row knows nothing of its company."""
 
 import pytest
 import torch
