@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve test lint format model clean
+.PHONY: demo serve test chaos lint format model clean
 
 # Through the environment: a question may hold quotes and dollar signs.
 demo: export QUESTION = $(value ASK)
@@ -17,6 +17,10 @@ serve: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Minutes of mistreatment of a real server; the tests have a short form of it.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/chaos --chaos-kills 10 --chaos-rounds 40 --timeout 1800
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

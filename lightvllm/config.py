@@ -126,7 +126,9 @@ class ServerConfig:
     max_queued_tokens: int = _option(1024 * 1024, "prompt tokens that may wait or run; more are answered with 503")
     max_completions: int = _option(128, "most completions (n) of one request")
     client_timeout: float = _option(60.0, "seconds in which a client must send its request, or read what it is sent")
-    engine_timeout: float = _option(120.0, "seconds without a step after which the engine counts as hung")
+    engine_timeout: float = _option(
+        120.0, "seconds without a step after which the engine counts as hung; longer than any step"
+    )
     shutdown_timeout: float = _option(30.0, "seconds that running requests have after SIGTERM")
 
     def __post_init__(self) -> None:

@@ -46,14 +46,14 @@ async def kill_some(server: Server, client: Client, rng: random.Random, running:
 
 def test_kill_9_again_and_again(server: Server, num_kills: int) -> None:
     rng = random.Random(0)
-    requests = mixed_requests(NUM_STREAMS, 150)
+    requests = mixed_requests(NUM_STREAMS, 120)
     restarts = server.metrics()["lightvllm:engine_restarts_total"]
     recovered = server.metrics()["lightvllm:recovered_requests_total"]
 
     async def main() -> None:
         async with client_of(server) as client:
             undisturbed = await client.ask_all(requests)
-            assert sum(answer.num_tokens for answer in undisturbed) > 3000
+            assert sum(answer.num_tokens for answer in undisturbed) > 2400
             assert not any(answer.error for answer in undisturbed), [answer.error for answer in undisturbed]
             count = 0
             while count < num_kills:
@@ -72,14 +72,14 @@ def test_kill_9_again_and_again(server: Server, num_kills: int) -> None:
 
 def test_a_stopped_engine(server: Server) -> None:
     """Stopped for a moment it loses nothing; stopped for longer than the engine timeout it is replaced."""
-    requests = [completion(index, max_tokens=120) for index in range(8)]
+    requests = [completion(index, max_tokens=80) for index in range(8)]
     restarts = server.metrics()["lightvllm:engine_restarts_total"]
 
     async def main() -> None:
         async with client_of(server) as client:
             undisturbed = await client.ask_all(requests)
             running = asyncio.create_task(client.ask_all(requests))
-            await client.wait_for_tokens(40)
+            await client.wait_for_tokens(24)
             pid = server.signal_engine(signal.SIGSTOP)
             await asyncio.sleep(1.0)
             assert not running.done()
@@ -90,7 +90,7 @@ def test_a_stopped_engine(server: Server) -> None:
             assert engine.pid == pid
 
             running = asyncio.create_task(client.ask_all(requests))
-            await client.wait_for_tokens(40)
+            await client.wait_for_tokens(24)
             server.signal_engine(signal.SIGSTOP)
             check_same(await running, undisturbed)
             engine = server.engine()

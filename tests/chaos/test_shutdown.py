@@ -16,7 +16,7 @@ Start = Callable[..., Server]
 def test_sigterm_lets_streams_finish_and_takes_nothing_new(start_server: Start) -> None:
     server = start_server()
     server.wait_until_ready()
-    requests = [completion(index, max_tokens=150, stream=index % 4 > 0) for index in range(8)]
+    requests = [completion(index, max_tokens=100, stream=index % 4 > 0) for index in range(8)]
 
     async def main() -> None:
         async with client_of(server) as client:
@@ -103,7 +103,7 @@ def test_a_signal_amid_the_start(start_server: Start) -> None:
 def test_a_crash_amid_the_end(start_server: Start) -> None:
     server = start_server()
     server.wait_until_ready()
-    requests = [completion(index, max_tokens=100) for index in range(4)]
+    requests = [completion(index, max_tokens=80) for index in range(4)]
 
     async def main() -> None:
         async with client_of(server) as client:

@@ -9,9 +9,7 @@ import psutil
 import pytest
 
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
-from lightvllm.engine import watchers
 from lightvllm.engine.async_engine import AsyncEngine, RequestFailed
-from lightvllm.engine.trace import StepTrace
 from lightvllm.errors import EngineOverloaded, EngineUnavailable, ParameterError
 from lightvllm.sampling_params import SamplingParams
 from tests.engine.rig import Gathered, Output, Rig, collect, expected, kill, prompt_of, random_prompt, rig, run, until
@@ -90,14 +88,14 @@ def test_a_stop_string_ends_one_completion_of_several(rig: Rig) -> None:
 
     async def main() -> None:
         async with rig.engine() as engine:
-            for seed in range(20):
+            for seed in range(12):
                 params = params_of(seed, 60, n=4, stop=["A", "B1", "!"], include_stop_str_in_output=seed % 2 == 1)
                 stream = await engine.add_request(f"r{seed}", PROMPT, params)
                 output = await collect(stream, 4)
                 assert output.content == expected(engine, PROMPT, params).content
                 assert {c.stop_reason for c in output.completions} <= {"A", "B1", "!", None}
             reasons = [reason for record in rig.log.records.values() for reason in record.finish_reasons]
-            assert reasons.count("stop") > 40
+            assert reasons.count("stop") > 24
             await is_clean(engine)
 
     run(main())
@@ -358,115 +356,6 @@ def test_idle_costs_nothing(rig: Rig) -> None:
             await asyncio.sleep(1.5)
             for process, start in zip(processes, before, strict=True):
                 assert sum(process.cpu_times()[:2]) - start <= 0.05
-
-    run(main())
-
-
-# ---- watching
-
-
-async def watch(engine: AsyncEngine, traces: list[StepTrace]) -> None:
-    async for trace in engine.watch():
-        traces += [trace]
-
-
-def blocks_of(traces: list[StepTrace]) -> dict[str, list[int]]:
-    """The block tables that one who reads all traces has in the end."""
-    tables: dict[str, list[int]] = {}
-    assert traces[0].blocks.is_snapshot
-    for trace in traces:
-        if trace.blocks.is_snapshot:
-            tables = {}
-        for name in trace.blocks.released:
-            tables.pop(name, None)
-        for name, blocks in trace.blocks.tables.items():
-            tables.setdefault(name, []).extend(blocks)
-    return tables
-
-
-def test_watchers_see_the_steps(rig: Rig) -> None:
-    rig.set(step_seconds=0.002)
-
-    async def main() -> None:
-        async with rig.engine() as engine:
-            early, late = [], []  # type: ignore[var-annotated]
-            watchers = [asyncio.create_task(watch(engine, early))]
-            await until(lambda: early)
-            stream = await engine.add_request("a", PROMPT, params_of(1, 60))
-            await until(lambda: len(early) > 20)
-            watchers.append(asyncio.create_task(watch(engine, late)))
-            await until(lambda: late)
-            await collect(stream)
-            await until(lambda: early[-1].finished and late[-1].finished)
-            assert blocks_of(early) == blocks_of(late) == {}
-            batches = [trace for trace in early if trace.batch]
-            assert len(batches) == 60
-            assert [trace.step for trace in batches] == list(range(1, 61))
-            assert blocks_of(early[:30])["a"]
-            assert len(late) < len(early)
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
-            seen = len(early)
-            await collect(await engine.add_request("b", PROMPT, params_of(1, 5)))
-            assert len(early) == seen
-
-    run(main())
-
-
-def test_a_watcher_lives_through_a_restart(rig: Rig) -> None:
-    rig.set(step_seconds=0.002)
-
-    async def main() -> None:
-        async with rig.engine() as engine:
-            traces: list[StepTrace] = []
-            watcher = asyncio.create_task(watch(engine, traces))
-            stream = await engine.add_request("a", PROMPT, params_of(1, 100))
-            await until(lambda: len(traces) > 20)
-            kill(engine)
-            await collect(stream)
-            await until(lambda: traces[-1].finished)
-            assert sum(trace.blocks.is_snapshot for trace in traces) >= 2
-            assert blocks_of(traces) == {}
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-
-    run(main())
-
-
-def test_a_watcher_that_lags_gets_a_snapshot_and_no_more_than_it_can_hold(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watchers, "MAX_TRACES", 16)
-
-    async def main() -> None:
-        async with rig.engine() as engine:
-            watching = engine.watch()
-            first = await anext(watching)
-            assert first.blocks.is_snapshot
-            (watcher,) = engine._watchers._watchers
-            stream = await engine.add_request("a", PROMPT, params_of(1, 300))
-            sizes = [watcher.traces.qsize() async for _ in stream]
-            assert max(sizes) <= 16
-            assert max(sizes) > 8
-            traces = [await anext(watching)]
-            while not traces[-1].finished:
-                traces.append(await asyncio.wait_for(anext(watching), 5))
-            assert traces[0].blocks.is_snapshot
-            assert blocks_of(traces) == {}
-            await watching.aclose()
-
-    run(main())
-
-
-def test_watching_ends_with_the_engine(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            traces: list[StepTrace] = []
-            watcher = asyncio.create_task(watch(engine, traces))
-            await until(lambda: traces)
-            await engine.stop(0)
-            await asyncio.wait_for(watcher, 1)
 
     run(main())
 
