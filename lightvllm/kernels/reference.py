@@ -131,7 +131,7 @@ def most_likely(logits: Tensor) -> Tensor:
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """A weight, [outputs, inputs], as `packed_linear` reads it: each twin has a layout of its own, this one the same."""
+    """A weight, [outputs, inputs], as `packed_linear` reads it. Each twin has a layout of its own."""
     return weight
 
 
