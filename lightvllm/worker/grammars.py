@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,9 +31,15 @@ class Grammars:
         self.matchers: dict[int, Matcher] = {}
         self._ignored: dict[int, np.ndarray] = {}  # the ends that a request goes on after
         self._filler: MaskFiller | None = None
-        thread = ThreadPoolExecutor(1, "grammar-tokenizer")
-        self._tokenizer: Future[LLTokenizer] = thread.submit(load_tokenizer)
-        thread.shutdown(wait=False)
+        self._tokenizer: Future[LLTokenizer] = Future()
+        # A daemon: a program that is interrupted right after its start must not wait for this at its end.
+        threading.Thread(target=self._load, args=[load_tokenizer], name="grammar-tokenizer", daemon=True).start()
+
+    def _load(self, load_tokenizer: Callable[[], LLTokenizer]) -> None:
+        try:
+            self._tokenizer.set_result(load_tokenizer())
+        except BaseException as error:  # for the request that asks for it
+            self._tokenizer.set_exception(error)
 
     def add(self, row: int, request: NewRequest) -> None:
         """Follow a request that asks for it, from the tokens on that its output has already."""
