@@ -203,6 +203,7 @@ class RequestState:
             [delta for completion in self.completions if (delta := completion.take_delta()) is not None],
             num_cached_tokens=self.num_cached_tokens or 0,
             finished=self.num_unfinished == 0,
+            time_to_first_token=self.metrics.time_to_first_token,
         )
         if not self._prompt_logprobs_taken and delta.outputs:
             delta.prompt_logprobs, self._prompt_logprobs_taken = self.prompt_logprobs, True

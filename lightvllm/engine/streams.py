@@ -36,12 +36,14 @@ class RequestDelta:
         num_cached_tokens: prompt tokens that the prefix cache had.
         prompt_logprobs: in the first delta, if asked for: as in `lightvllm.outputs.RequestOutput`.
         finished: all completions are; no delta follows.
+        time_to_first_token: seconds from the request's arrival; None as long as there is none.
     """
 
     outputs: list[CompletionDelta]
     num_cached_tokens: int = 0
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = False
+    time_to_first_token: float | None = None
 
 
 class RequestFailed(RuntimeError):

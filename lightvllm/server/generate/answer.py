@@ -113,20 +113,19 @@ class Answer(ABC):
 
 
 class UsageCount:
-    """Counts an answer's tokens as they come. Its clock starts when it is made."""
+    """Counts an answer's tokens as they come."""
 
     def __init__(self, prompts: Sequence[TokenizedPrompt]) -> None:
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._num_output_tokens = 0
         self._num_cached_tokens = [0] * len(prompts)
         self._finish_reasons: list[str] = []
-        self._start = time.perf_counter()
-        self._first_token: float | None = None
+        self._first_token: float | None = None  # seconds until the first of all
 
     def add(self, prompt_index: int, delta: RequestDelta) -> None:
         """Count what is new of a prompt."""
         if self._first_token is None:
-            self._first_token = time.perf_counter() - self._start
+            self._first_token = delta.time_to_first_token
         self._num_cached_tokens[prompt_index] = delta.num_cached_tokens
         for output in delta.outputs:
             self._num_output_tokens += len(output.token_ids)
@@ -144,7 +143,7 @@ class UsageCount:
         )
 
     def note(self, http: Request) -> None:
-        """Put it into the access line. The first token of an answer that came whole came with all others."""
+        """Put it into the access line."""
         note(
             http,
             prompt_tokens=self._num_prompt_tokens,
