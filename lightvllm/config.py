@@ -29,8 +29,10 @@ class EngineConfig:
         default=None, metadata={"help": "values that take the place of config.json's (JSON)"}
     )
     dtype: str = _option("auto", "auto (the checkpoint's), float32, bfloat16 or float16")
-    quantization: Literal["int8", "w4"] | None = _option(
-        None, "round the weights while loading: int8, or w4 (4 bits, the head 8)"
+    quantization: Literal["int8", "w4", "gptq", "awq", "compressed-tensors", "bitsandbytes"] | None = _option(
+        None,
+        "round the weights while loading: int8, or w4 (4 bits, the head 8); a quantized checkpoint needs no flag, its "
+        "format's name is taken and checked",
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")

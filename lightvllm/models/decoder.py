@@ -117,8 +117,9 @@ class CausalLM(nn.Module):
 
         Args:
             quantization: "int8" rounds their weights to 8 bits, "w4" to 4, but the head's, which suffers most, to 8.
+                None and the names of checkpoints' formats round nothing.
         """
-        bits = {None: None, "int8": 8, "w4": 4}[quantization]
+        bits = {"int8": 8, "w4": 4}.get(quantization or "")
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack(8 if module is self.lm_head and bits is not None else bits)

@@ -33,8 +33,8 @@ class Worker:
         self.dtype = torch_dtype(config.dtype, model_config)
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
         model = load_model(path, model_config, self.dtype, self.device)
-        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         model.pack(config.quantization)
+        weight_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         self.runner = ModelRunner(
             model,
