@@ -34,7 +34,7 @@ class GPTQ:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        version = "checkpoint_format" if config.get("checkpoint_format") is not None else "format"
+        version = "format" if config.get("format") is not None else "checkpoint_format"
         self.stores_less_one = field(config, version, ("gptq", "gptq_v2"), "gptq") == "gptq"
         field(config, "pack_dtype", ("int32",), "int32")
         field(config, "is_marlin_format", (False,), False)

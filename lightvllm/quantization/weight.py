@@ -79,6 +79,8 @@ def have_one_layout(weights: list[QuantizedWeight]) -> bool:
 def stack(weights: list[QuantizedWeight]) -> QuantizedWeight:
     """Weights of one layout in one, their outputs in order."""
     first, zeros = weights[0], None
+    if len(weights) == 1:
+        return first
     if any(weight.zeros is not None for weight in weights):
         zeros = torch.cat([weight.zeros_or_middle() for weight in weights])
     return QuantizedWeight(
