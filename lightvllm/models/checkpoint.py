@@ -159,4 +159,4 @@ def _superfluous(model: CausalLM, quantized: list[Part], tensors: dict[str, Stor
     if model.config.tie_word_embeddings:
         found.add("lm_head.weight")
     biases = {f"{part.name}.bias" for part in quantized} & tensors.keys()  # old AutoGPTQ gives one to every layer
-    return found | {name for name in biases if not tensors[name][:].any()}
+    return found | {name for name in biases if not tensors[name][...].any()}

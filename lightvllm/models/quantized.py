@@ -30,7 +30,7 @@ class Part:
     def read(self, stored: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device) -> "Weight":
         """The weight itself; a plain one in `dtype`."""
         start = len(self.name) + 1
-        found = {name[start:]: stored[name][:].to(device) for name in self.tensors() if name in stored}
+        found = {name[start:]: stored[name][...].to(device) for name in self.tensors() if name in stored}
         weight = found["weight"] if self.weight is None else self.weight.read(found)
         return weight.to(dtype) if isinstance(weight, Tensor) else weight
 

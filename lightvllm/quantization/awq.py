@@ -32,8 +32,8 @@ class AWQ:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        version = "version" if config.get("version") is not None else "format"
-        field({version: str(config.get(version) or "gemm").lower()}, version, ("gemm",))
+        for name in ("version", "format", "checkpoint_format"):  # AutoAWQ's, and GPTQModel's names of the layout
+            field({name: str(config.get(name) or "gemm").lower()}, name, ("gemm",))
         field(config, "bits", (4,))
         field(config, "zero_point", (True,), True)
         self.group_size = config.get("group_size")

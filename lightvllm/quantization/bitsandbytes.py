@@ -49,7 +49,7 @@ class BitsAndBytes:
 
 def _read_state(tensor: StoredTensor, name: str) -> dict[str, Any]:
     try:
-        state = json.loads(bytes(tensor[:].tolist()))
+        state = json.loads(bytes(tensor[...].tolist()))
     except (TypeError, ValueError):
         state = None
     if not isinstance(state, dict):

@@ -159,6 +159,10 @@ COMPRESSED_CASES = {
         compressed_config("float-quantized", compressed_group(8, type="float", **TENSOR, input_activations=FP8_INPUTS)),
         float8("tensor"),
     ),
+    "fp8-scalar": Case(
+        compressed_config("float-quantized", compressed_group(8, type="float", **TENSOR)),
+        float8("tensor", scale_shape=()),
+    ),
     "fp8-channel": Case(
         compressed_config("naive-quantized", compressed_group(8, type="float", **CHANNEL)), float8("channel")
     ),

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightvllm import LLM, LightvLLM, SamplingParams
+from lightvllm import LLM, LightvLLM, SamplingParams, kernels
 from lightvllm.layers.linear import Linear
-from lightvllm.quantization.rounding import QuantizedProduct
 from tests.quantization.cases import CASES
 from tests.quantization.writers import write_checkpoint
 
@@ -85,7 +84,6 @@ def test_tokens(name: str, tmp_path: Path, make_llm: Callable[..., LLM]) -> None
     token_ids, actual = run(tmp_path / "quantized", make_llm)
     expected, tolerance = logprobs(tmp_path / "plain", token_ids)
     error = float((actual - expected).abs().mean())
-    print(name, error, tolerance, float(expected.std()))
     assert expected.std() > 10 * tolerance
     assert error < (1e-4 if name.startswith("fp8") else 1.5 * tolerance)
 
@@ -100,8 +98,19 @@ def test_other_types(name: str, dtype: str, tmp_path: Path, make_llm: Callable[.
     token_ids, actual = run(tmp_path / "quantized", make_llm)
     expected, tolerance = logprobs(tmp_path / "plain", token_ids)
     error = float((actual - expected).abs().mean())
-    print(name, dtype, error, tolerance, float(expected.std()))
     assert error < 1.5 * tolerance
+
+
+@pytest.mark.parametrize("name", ["gptq-order", "gptq-orders-differ", "gptq-a-plain-part"])
+def test_a_row_is_bitwise_the_same_in_any_company(name: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, CASES[name])
+    layer = LightvLLM.from_pretrained(tmp_path / "quantized").model.get_submodule(f"{LAYER}self_attn.qkv_proj")
+    x = torch.randn(20, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = layer(x)
+        for count in (1, 2, 5, 13):
+            assert torch.equal(layer(x[:count]), whole[:count])
+            assert torch.equal(layer(x[20 - count :]), whole[20 - count :])
 
 
 def test_parts_of_one_kind_are_one_product(tmp_path: Path) -> None:
@@ -131,8 +140,7 @@ def test_nothing_is_kept_in_full(tmp_path: Path) -> None:
         "model.embed_tokens.weight"
     }
     product = model.get_submodule(f"{LAYER}mlp.gate_up_proj").product
-    assert isinstance(product, QuantizedProduct)
-    assert product.packed.numel() == 512 * 128 // 2  # bytes
+    assert product.packed.numel() == 512 * 128 // (2 if kernels.COMPILED else 1)  # bytes
 
 
 def test_a_quantized_model_has_no_plain_weights_to_give(tmp_path: Path) -> None:

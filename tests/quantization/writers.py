@@ -212,7 +212,7 @@ def integers(strategy: str, *, bits: int = 8, sym: bool = True, group_size: int 
     return write
 
 
-def float8(strategy: str, block: tuple[int, int] = (128, 128)) -> Writer:
+def float8(strategy: str, block: tuple[int, int] = (128, 128), scale_shape: tuple[int, ...] = (1,)) -> Writer:
     """compressed-tensors' compressors/naive_quantized, float-quantized."""
 
     def write(weight: Tensor) -> tuple[Tensors, Tensor]:
@@ -222,7 +222,8 @@ def float8(strategy: str, block: tuple[int, int] = (128, 128)) -> Writer:
         scales = largest / 448
         wide = scales.repeat_interleave(rows, dim=0)[:outputs].repeat_interleave(columns, dim=1)[:, :inputs]
         values = (weight / wide).to(torch.float8_e4m3fn)
-        return {"weight": values, "weight_scale": scales[0] if strategy == "tensor" else scales}, values.float() * wide
+        stored_scales = scales.reshape(scale_shape) if strategy == "tensor" else scales
+        return {"weight": values, "weight_scale": stored_scales}, values.float() * wide
 
     return write
 
