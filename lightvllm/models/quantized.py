@@ -12,6 +12,8 @@ from lightvllm.quantization.config import checkpoint_format
 from lightvllm.quantization.format import Expected, Shape, StoredTensor, StoredWeight
 from lightvllm.quantization.weight import QuantizedWeight, have_one_layout, stack
 
+Weight = QuantizedWeight | Tensor
+
 
 @dataclass(frozen=True)
 class Part:
@@ -27,15 +29,12 @@ class Part:
             return {f"{self.name}.weight": Expected((self.shape,))}
         return {f"{self.name}.{tensor}": expected for tensor, expected in self.weight.tensors().items()}
 
-    def read(self, stored: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device) -> "Weight":
+    def read(self, stored: Mapping[str, StoredTensor], dtype: torch.dtype, device: torch.device) -> Weight:
         """The weight itself; a plain one in `dtype`."""
         start = len(self.name) + 1
         found = {name[start:]: stored[name][...].to(device) for name in self.tensors() if name in stored}
         weight = found["weight"] if self.weight is None else self.weight.read(found)
         return weight.to(dtype) if isinstance(weight, Tensor) else weight
-
-
-Weight = QuantizedWeight | Tensor
 
 
 def quantized_layers(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dict[str, list[Part]]:
@@ -45,7 +44,7 @@ def quantized_layers(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dic
         stored: all tensors of the checkpoint by name.
 
     Raises:
-        ValueError: a layer that is quantized in a way we cannot honour.
+        ValueError: a layer that is quantized in a way we cannot honour, or none that is quantized.
     """
     if model.config.quantization is None:
         return {}
@@ -66,6 +65,9 @@ def quantized_layers(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dic
                 raise ValueError(f"{error} (layer {part})") from None
         if any(part.weight is not None for part in parts):
             layers[name] = parts
+    if not layers:
+        method = model.config.quantization["quant_method"]
+        raise ValueError(f"config.json: has a quantization_config ({method}), but none of its layers is quantized")
     return layers
 
 

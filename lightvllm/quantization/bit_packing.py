@@ -12,4 +12,5 @@ def unpack_words(words: Tensor, bits: int) -> Tensor:
     octets = words.contiguous().view(torch.uint8)  # the lowest byte of a word lies first
     if bits == 8:
         return octets
-    return torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2)
+    pairs = octets.to(torch.int16)
+    return ((pairs | pairs << 4) & 0x0F0F).view(torch.uint8)

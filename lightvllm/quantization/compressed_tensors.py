@@ -4,13 +4,12 @@ The configuration has groups of layers, each with a scheme and the layers it is 
 after "re:", or by class, which here is always "Linear". `ignore` takes layers out. Tensors: `compressed_weights.py`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightvllm.quantization.compressed_weights import FloatWeight, IntegerWeight, PackedWeight, Scheme
-from lightvllm.quantization.config import field, unsupported
+from lightvllm.quantization.config import field, fits, unsupported
 from lightvllm.quantization.format import Shape, StoredTensor, StoredWeight, inputs_per_group
 
 Weight = type[PackedWeight | IntegerWeight | FloatWeight]
@@ -27,7 +26,7 @@ class Group:
     """Layers of one scheme; None for plain ones.
 
     Attributes:
-        at: the path to the group's weights in quantization_config, with a dot at its end.
+        at: its path in quantization_config, with a dot at its end.
         weight: what reads a layer's tensors.
         group_size: as configured, for the strategy "group".
         block: outputs and inputs that share a scale, for the strategy "block".
@@ -44,7 +43,7 @@ class Group:
         """The weight of the layer of this name and shape."""
         inputs = shape[1]
         if self.scheme.strategy == "group":
-            block = (1, inputs_per_group(self.group_size, inputs, f"{self.at}group_size"))
+            block = (1, inputs_per_group(self.group_size, inputs, f"{self.at}weights.group_size"))
         else:
             block = {"tensor": shape, "channel": (1, inputs), "block": self.block}[self.scheme.strategy]
         return self.weight(layer, shape, self.scheme, block)
@@ -65,25 +64,30 @@ class CompressedTensors:
         self.groups = [
             read_group(group, f"config_groups.{name}.", config.get("format"))
             for name, group in groups.items()
-            if group.get("weights") is not None or group.get("input_activations") is not None
+            if any(group.get(part) is not None for part in ("weights", "input_activations", "output_activations"))
         ]
 
     def weight(self, layer: str, shape: Shape, stored: Mapping[str, StoredTensor]) -> StoredWeight | None:
         """See `Format.weight`."""
-        if any(fits(layer, target) for fits in _WAYS for target in self.ignore):
+        if _closeness(layer, self.ignore, "ignore"):
             return None
-        for fits in _WAYS:  # a name counts more than an expression, and that more than a class
-            for group in self.groups:
-                if any(fits(layer, target) for target in group.targets):
-                    return group.stored(layer, shape)
-        return None
+        close = [_closeness(layer, group.targets, f"{group.at}targets") for group in self.groups]
+        if not any(close):
+            return None
+        return self.groups[close.index(max(close))].stored(layer, shape)
 
 
-_WAYS = (
-    lambda layer, target: layer == target,
-    lambda layer, target: target.startswith("re:") and re.match(target.removeprefix("re:"), layer) is not None,
-    lambda layer, target: target == "Linear",
-)
+def _closeness(layer: str, targets: list[str], at: str) -> int:
+    """How closely targets fit: a name (3) more than an expression (2), and that more than the class (1); 0: none does.
+
+    Args:
+        at: where in quantization_config they are.
+    """
+    if layer in targets:
+        return 3
+    if any(target.startswith("re:") and fits(target.removeprefix("re:"), layer, at) for target in targets):
+        return 2
+    return int("Linear" in targets)
 
 
 def read_group(group: dict[str, Any], at: str, default_format: str | None) -> Group:
@@ -96,18 +100,25 @@ def read_group(group: dict[str, Any], at: str, default_format: str | None) -> Gr
     Raises:
         ValueError: a field with a value that we cannot honour.
     """
-    weights, inputs = group.get("weights") or {}, group.get("input_activations")
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    if not isinstance(weights, dict):
+        raise unsupported(f"{at}weights", weights, "an object")
     format = field(group, "format", (*_WEIGHTS, "naive-quantized"), default_format, at)
     if group.get("output_activations") is not None:
         raise unsupported(f"{at}output_activations", group["output_activations"], None)
     if inputs is not None:
         field(inputs, "num_bits", (8,), 8, f"{at}input_activations.")
-    at += "weights."
+    scheme, group_size, block = _read_weights(weights, format, f"{at}weights.")
+    if format == "naive-quantized":
+        format = "float-quantized" if weights.get("type") == "float" else "int-quantized"
+    return Group(at, group.get("targets") or [], _WEIGHTS[format], scheme, group_size, block)
+
+
+def _read_weights(weights: dict[str, Any], format: str, at: str) -> tuple[Scheme, Any, tuple[int, int]]:
+    """A group's scheme, the size of its groups and of its blocks."""
     field(weights, "dynamic", (False,), False, at)
     is_float = field(weights, "type", ("int", "float"), "int", at) == "float"
-    if format == "naive-quantized":
-        format = "float-quantized" if is_float else "int-quantized"
-    if is_float != (format == "float-quantized"):
+    if format != "naive-quantized" and is_float != (format == "float-quantized"):
         raise unsupported(f"{at}type", weights.get("type"), f"the type of {format}")
     bits = field(weights, "num_bits", (8,) if is_float else (4, 8), 8, at)
     is_symmetric = field(weights, "symmetric", (True,) if is_float else (True, False), True, at)
@@ -116,11 +127,8 @@ def read_group(group: dict[str, Any], at: str, default_format: str | None) -> Gr
     strategies = ("tensor", "channel", *(("block",) if is_float else ("group",)))
     strategy = field(weights, "strategy", strategies, usual, at)
     order = field(weights, "actorder", ("group", "weight", "dynamic", "static", True, False), False, at)
-    block = weights.get("block_structure")
-    if strategy == "block" and not (
-        isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
-    ):
+    block = weights.get("block_structure") if strategy == "block" else [1, 1]
+    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)):
         raise unsupported(f"{at}block_structure", block, "outputs and inputs of a block, [128, 128] say")
     scheme = Scheme(bits, strategy, is_symmetric, order in ("group", "dynamic", True))
-    targets = group.get("targets") or []
-    return Group(at, targets, _WEIGHTS[format], scheme, group_size, tuple(block or (1, 1)))
+    return scheme, group_size, (block[0], block[1])

@@ -1,5 +1,6 @@
 """What config.json says of a checkpoint's quantization, and which format reads it: one line a format. No torch."""
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,18 @@ def field(config: Mapping[str, Any], name: str, choices: tuple[Any, ...], defaul
     if not any(value == choice and type(value) is type(choice) for choice in choices):
         raise unsupported(at + name, value, choices[0] if len(choices) == 1 else f"one of {list(choices)}")
     return value
+
+
+def fits(pattern: str, layer: str, name: str) -> bool:
+    """Whether a layer's name begins as a regular expression says, which stands in the field `name`.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        return re.match(pattern, layer) is not None
+    except re.error as error:
+        raise unsupported(name, pattern, f"a regular expression ({error})") from None
 
 
 def unsupported(name: str, value: Any, expected: Any) -> ValueError:

@@ -11,7 +11,6 @@ and means scales * (qweight - qzeros). In the format's first version the zeros w
 `convert_gptq_v2_to_v1_format_module`): a subtraction from whole words, undone here in the same way.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from lightvllm.quantization.bit_packing import unpack_words
-from lightvllm.quantization.config import field
+from lightvllm.quantization.config import field, fits, unsupported
 from lightvllm.quantization.format import Expected, Shape, StoredTensor, inputs_per_group
 from lightvllm.quantization.weight import QuantizedWeight, order_of_groups
 
@@ -40,6 +39,8 @@ class GPTQ:
         field(config, "is_marlin_format", (False,), False)
         self.config = config
         self.overrides: dict[str, dict[str, Any]] = config.get("dynamic") or {}
+        if not isinstance(self.overrides, dict):
+            raise unsupported("dynamic", self.overrides, "an object of expressions and what is different there")
 
     def weight(self, layer: str, shape: Shape, stored: Mapping[str, StoredTensor]) -> "GPTQWeight | None":
         """See `Format.weight`."""
@@ -47,7 +48,7 @@ class GPTQ:
             return None
         config, at = self.config, ""
         for pattern, override in self.overrides.items():  # the first that fits counts; "-:" leaves layers as they are
-            if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), layer):
+            if not pattern.startswith("-:") and fits(pattern.removeprefix("+:"), layer, "dynamic"):
                 config, at = config | override, f"dynamic.{pattern}."
                 break
         bits = field(config, "bits", (4, 8), at=at)

@@ -133,6 +133,17 @@ def test_parts_of_one_kind_are_one_product(tmp_path: Path) -> None:
     ]
 
 
+def test_a_head_of_its_own_counts_where_the_head_is_said_to_be_tied(tmp_path: Path) -> None:
+    logits = []
+    for name, is_tied in (("a", False), ("b", True)):
+        write_checkpoint(tmp_path / name, CASES["packed-head"])
+        file = tmp_path / name / "quantized" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": is_tied}))
+        with torch.inference_mode():
+            logits.append(LightvLLM.from_pretrained(file.parent)(torch.tensor([PROMPT])).logits)
+    assert torch.equal(*logits)
+
+
 def test_nothing_is_kept_in_full(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, CASES["gptq-head"])
     model = LightvLLM.from_pretrained(tmp_path / "quantized").model

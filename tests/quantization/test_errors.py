@@ -89,6 +89,8 @@ GROUP = "config_groups.group_0."
             gptq_config(4, 32, dynamic={r".*v_proj": {"bits": 2}}),
             ["dynamic..*v_proj.bits", "2", "layers.0.self_attn.v_proj"],
         ),
+        ("gptq-4-32", gptq_config(4, 32, dynamic={"(": {"bits": 8}}), ["dynamic", "'('", "regular expression"]),
+        ("gptq-4-32", gptq_config(4, 32, dynamic=["-:.*"]), ["dynamic", "['-:.*']"]),
         ("awq-128", awq_config(128, bits=8), ["quantization_config.bits", "8", "expected 4"]),
         ("awq-128", awq_config(128, version="gemv"), ["version", "gemv", "gemm"]),
         ("awq-128", awq_config(128, zero_point=False), ["zero_point", "False"]),
@@ -109,12 +111,15 @@ GROUP = "config_groups.group_0."
             ["sparsity_config.format", "sparse-24-bitmask", "dense"],
         ),
         ("packed-4-128", compressed_config(PACK) | {"config_groups": ["W4A16"]}, ["config_groups", "W4A16"]),
+        ("packed-4-128", compressed_config(PACK, PACKED | {"weights": "W4"}), [f"{GROUP}weights", "W4"]),
+        ("packed-4-128", compressed_config(PACK, PACKED, ignore=["re:*"]), ["ignore", "'*'", "regular expression"]),
         (
             "w8a8",
             compressed_config(INT, W8A8 | {"input_activations": {**INT8_INPUTS, "num_bits": 4}}),
             [f"{GROUP}input_activations.num_bits", "4", "8"],
         ),
         ("w8a8", compressed_config(INT, W8A8 | {"output_activations": INT8_INPUTS}), [f"{GROUP}output_activations"]),
+        ("w8a8", compressed_config(INT, W8A8 | {"weights": None}), [f"{GROUP}weights", "None"]),
         ("w8a8", compressed_config(INT, changed(W8A8, strategy="block")), ["weights.strategy", "block"]),
         ("fp8-block", compressed_config("float-quantized", changed(FP8, num_bits=4)), ["num_bits", "4", "expected 8"]),
         ("fp8-block", compressed_config("float-quantized", changed(FP8, symmetric=False)), ["symmetric", "False"]),
@@ -238,6 +243,13 @@ def test_a_bias_of_zeros_is_nothing_but_another_is_refused(write: Callable[..., 
     tensors[name][3] = 1.0
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     refuse(folder, f"unexpected {name}")
+
+
+def test_full_precision_where_the_configuration_says_otherwise(write: Callable[..., Path]) -> None:
+    """transformers would round such a checkpoint while loading."""
+    folder = write("nf4")
+    (folder / "model.safetensors").write_bytes((folder.parent / "plain" / "model.safetensors").read_bytes())
+    refuse(folder, "quantization_config", "bitsandbytes", "none of its layers is quantized")
 
 
 class TestOption:
