@@ -128,6 +128,20 @@ Pass pass_for(const float*) { return plain_float32; }
 Pass pass_for(const bf16*) { return plain_bfloat16; }
 #endif
 
+// The sums of some rows, of which `count` are outputs, and their bias -> rows of the result.
+template <class T>
+LIGHTVLLM_INLINE void keep(float* sums, int64_t rows, int64_t count, const T* bias, T* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; r++, sums += PANEL, to += stride) {
+    if (bias)
+      for (int64_t n = 0; n < count; n++) sums[n] += to_float(bias[n]);
+    if (count == PANEL) {
+      for (int64_t v = 0; v < VECTORS; v++) store(to + v * LANES, load(sums + v * LANES));
+    } else {
+      for (int64_t n = 0; n < count; n++) store_one(to + n, sums[n]);
+    }
+  }
+}
+
 // ---- the ops
 
 // weight: [outputs, inputs] -> [panels, groups, PANEL, GROUP]
@@ -137,7 +151,7 @@ Tensor pack_linear(Tensor weight) {
   Tensor packed;
   for_type(weight, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    packed = torch::stable::new_empty(weight, {panels, (inputs + GROUP<T> - 1) / GROUP<T>, PANEL, GROUP<T>});
+    packed = empty_weight(weight, {panels, (inputs + GROUP<T> - 1) / GROUP<T>, PANEL, GROUP<T>});
     pack(data<T>(weight), outputs, inputs, data<T>(packed));
   });
   return packed;
@@ -173,17 +187,8 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
         for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t number, Prefetch ahead) {
           pass(number, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
                groups, ahead, sums);
-          for (int64_t r = 0; r < number; r++) {
-            T* to = data<T>(y) + (row + r) * outputs + p * PANEL;
-            float* sum = sums + r * PANEL;
-            if (offsets)
-              for (int64_t n = 0; n < count; n++) sum[n] += to_float(offsets[p * PANEL + n]);
-            if (count == PANEL) {
-              for (int64_t v = 0; v < VECTORS; v++) store(to + v * LANES, load(sum + v * LANES));
-            } else {
-              for (int64_t n = 0; n < count; n++) store_one(to + n, sum[n]);
-            }
-          }
+          T* to = data<T>(y) + row * outputs + p * PANEL;
+          vectorized([&]() LIGHTVLLM_BODY { keep(sums, number, count, offsets ? offsets + p * PANEL : nullptr, to, outputs); });
         });
       }
     });

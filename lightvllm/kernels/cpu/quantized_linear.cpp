@@ -207,7 +207,7 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
   STD_TORCH_CHECK(bits == 8 || bits == 4, "pack_quantized: 4 or 8 bits");
   const int64_t outputs = weight.size(0), inputs = weight.size(1), panels = (outputs + PANEL - 1) / PANEL;
   const int64_t per_row = bits == 8 ? QUAD : 2 * QUAD, steps = (inputs + per_row - 1) / per_row;
-  Tensor packed = torch::stable::new_empty(weight, {panels, steps, PANEL, QUAD});
+  Tensor packed = empty_weight(weight, {panels, steps, PANEL, QUAD});
   const uint8_t* from = data<uint8_t>(weight);
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
@@ -235,7 +235,7 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
 Tensor pack_groups(Tensor groups) {
   STD_TORCH_CHECK(groups.dim() == 2 && groups.is_contiguous() && groups.element_size() == 4, "pack_groups: float32 or int32");
   const int64_t outputs = groups.size(0), count = groups.size(1), panels = (outputs + PANEL - 1) / PANEL;
-  Tensor packed = torch::stable::new_empty(groups, {panels, count, PANEL});
+  Tensor packed = empty_weight(groups, {panels, count, PANEL});
   std::memset(packed.data_ptr(), 0, panels * count * PANEL * 4);
   for (int64_t n = 0; n < outputs; n++)
     for (int64_t g = 0; g < count; g++)
