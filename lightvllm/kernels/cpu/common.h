@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "team.h"
+
 #if defined(__x86_64__)
 #define LIGHTVLLM_KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -8,7 +8,7 @@ namespace {
 // Calls f(row) for each row of `size` numbers; f is a lambda marked LIGHTVLLM_BODY.
 template <class F>
 void for_rows(int64_t rows, int64_t size, const F& f) {
-  torch::stable::parallel_for(0, rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
     vectorized([&]() LIGHTVLLM_BODY {
       for (int64_t row = begin; row < end; row++) f(row);
     });
@@ -194,7 +194,7 @@ void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Te
   STD_TORCH_CHECK(key.scalar_type() == key_cache.scalar_type(), "write_kv: keys and cache must have one type");
   const int64_t* slot = data<int64_t>(slots);
   int64_t key_stride = key.stride(0) * key.element_size(), value_stride = value.stride(0) * value.element_size();
-  torch::stable::parallel_for(0, key.size(0), 1 + 65536 / bytes, [&](int64_t begin, int64_t end) {
+  parallel_for(0, key.size(0), 1 + 65536 / bytes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       std::memcpy(data<char>(key_cache) + slot[i] * bytes, data<char>(key) + i * key_stride, bytes);
       std::memcpy(data<char>(value_cache) + slot[i] * bytes, data<char>(value) + i * value_stride, bytes);

@@ -21,7 +21,7 @@ constexpr int64_t GROUP = sizeof(float) / sizeof(T);
 template <class T>
 void pack(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
   const int64_t groups = (inputs + GROUP<T> - 1) / GROUP<T>, panels = (outputs + PANEL - 1) / PANEL;
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
       T* to = packed + p * groups * PANEL * GROUP<T>;
       const int64_t count = std::min(PANEL, outputs - p * PANEL);
@@ -179,7 +179,7 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
     const Pass pass = pass_for(from);
     const T* offsets = bias ? data<T>(*bias) : nullptr;
     const int64_t panel_size = groups * PANEL * GROUP<T>;
-    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float sums[MAX_ROWS * PANEL];
       for (int64_t p = begin; p < end; p++) {
         const T* panel = data<T>(packed) + p * panel_size;

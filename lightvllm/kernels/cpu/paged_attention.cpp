@@ -377,7 +377,7 @@ Tensor paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tenso
     using T = std::remove_pointer_t<decltype(type)>;
     call.pass = pass_for(type);
     std::atomic<size_t> next = 0;
-    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
       Scratch<T> scratch(call, most_rows);
       for (size_t i = next++; i < units.size(); i = next++) {
         const auto& [piece, kv_head, first_tile] = units[i];
@@ -401,7 +401,7 @@ Tensor paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tenso
     });
     for (const Piece& piece : pieces) {
       if (piece.partials < 0) continue;
-      torch::stable::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t head = begin; head < end; head++)
           vectorized([&]() LIGHTVLLM_BODY {
             merge_row(call, partials.get() + piece.partials + head * piece.tiles * (call.width + 2), piece.first_tile,

@@ -209,7 +209,7 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
   const int64_t per_row = bits == 8 ? QUAD : 2 * QUAD, steps = (inputs + per_row - 1) / per_row;
   Tensor packed = empty_weight(weight, {panels, steps, PANEL, QUAD});
   const uint8_t* from = data<uint8_t>(weight);
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
       uint8_t* to = data<uint8_t>(packed) + p * steps * PANEL * QUAD;
       std::memset(to, 0, steps * PANEL * QUAD);
@@ -261,7 +261,7 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
   rounded.sums.resize(rows * groups);
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
       const T* from = data<T>(x);
       const int64_t stride = x.stride(0);
       vectorized([&]() LIGHTVLLM_BODY {
@@ -274,7 +274,7 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
     const int64_t panel_bytes = steps * PANEL * QUAD;
     const bool widens = bits == 4 && rows > MAX_ROWS;  // more passes than one: the halves are widened once
     const QuantizedPass pass = quantized_pass(widens ? 8 : bits);
-    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float sums[MAX_ROWS * PANEL];
       std::vector<uint8_t> wide(widens ? quads * PANEL * QUAD : 0);
       for (int64_t p = begin; p < end; p++) {
