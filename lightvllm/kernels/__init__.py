@@ -87,6 +87,13 @@ write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
 most_likely = _op("most_likely")
 
+# Weights are packed for serving only; nobody wants gradients any more.
+pack_linear = torch.ops.lightvllm.pack_linear.default
+packed_linear = torch.ops.lightvllm.packed_linear.default
+pack_quantized = torch.ops.lightvllm.pack_quantized.default
+pack_groups = torch.ops.lightvllm.pack_groups.default
+quantized_linear = torch.ops.lightvllm.quantized_linear.default
+
 
 def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products with packed weights have a fast twin there."""

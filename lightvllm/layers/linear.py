@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightvllm import kernels
+from lightvllm.layers.module import Module
 from lightvllm.quantization.rounding import QuantizedProduct
 
 
@@ -22,15 +23,15 @@ class PackedProduct:
     """In the weight's own type, which lies as the kernel reads it."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.packed = torch.ops.lightvllm.pack_linear(weight)
+        self.packed = kernels.pack_linear(weight)
         self.out_features = len(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """See `Product`."""
-        return torch.ops.lightvllm.packed_linear(x, self.packed, bias, self.out_features)
+        return kernels.packed_linear(x, self.packed, bias, self.out_features)
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """y = x W^T + b, with several outputs that share an input fused into one product.
 
     Args:
