@@ -14,7 +14,7 @@ from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_model, torch_dtype
 from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
-from lightvllm.worker.memory import keep_freed_memory
+from lightvllm.worker.memory import keep_freed_memory, make_resident
 from lightvllm.worker.model_runner import ModelRunner
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ class Worker:
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         model.pack(config.quantization)
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
+        cache = allocate_kv_cache(self.plan, model_config, self.dtype, self.device)
         self.runner = ModelRunner(
             model,
-            allocate_kv_cache(self.plan, model_config, self.dtype, self.device),
+            cache,
             backend,
             config.max_num_seqs,
             self.plan.max_model_len,
@@ -46,6 +47,8 @@ class Worker:
         )
         if self.device.type == "cpu":
             keep_freed_memory()
+            if config.kv_cache_memory_bytes is not None:  # asked for, not a guess that a laptop may never need
+                make_resident([tensor for layer in cache for tensor in (layer.key, layer.value)])
 
     def execute(self, step: StepInput) -> StepOutput:
         """See `ModelRunner.execute`."""
