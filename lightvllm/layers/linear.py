@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightvllm import kernels
-from lightvllm.quantization.rounding import QuantizedProduct
+from lightvllm.quantization.product import QuantizedProduct
 
 
 class Product(Protocol):

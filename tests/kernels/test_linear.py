@@ -7,7 +7,8 @@ from torch import Tensor
 from lightvllm import kernels
 from lightvllm.kernels import reference
 from lightvllm.layers.linear import Linear, PackedProduct
-from lightvllm.quantization.rounding import QuantizedProduct, round_weight
+from lightvllm.quantization.product import QuantizedProduct
+from lightvllm.quantization.rounding import round_weight
 
 pytestmark = pytest.mark.skipif(not kernels.COMPILED, reason="the CPU kernels were not built")
 
