@@ -1,7 +1,8 @@
 """The product with a weight of 8 or 4 bits, however its values were found.
 
 A weight w is s (q - z): q an unsigned integer, s and z a scale and a zero point for each output, or for each output and
-group of inputs. Inputs are rounded to 8 bits on the way, so that products are of integers.
+group of inputs. Inputs are rounded to 8 bits on the way, each group of a token's by a scale of its own, so that products
+are of integers.
 """
 
 import torch
@@ -18,13 +19,24 @@ class QuantizedProduct:
         scales: [out_features, groups] float32
         zeros: [out_features, groups] int32, the values that mean zero; None for 2^(bits - 1).
         group_size: neighbouring inputs that share a scale; a multiple of 8 where there are several groups.
+        codebook: [16] uint8, for 4 bits: `values` are indices into it, and zeros (None: 128) are among its bytes. So
+            are types like NF4 (Dettmers et al., 2023), rounded to 8 bits.
     """
 
-    def __init__(self, values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group_size: int) -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        bits: int,
+        group_size: int,
+        codebook: Tensor | None = None,
+    ) -> None:
         ops = torch.ops.lightvllm
         self.packed = ops.pack_quantized(values, bits)
         self.scales = ops.pack_groups(scales)
         self.zeros = None if zeros is None else ops.pack_groups(zeros)
+        self.codebook = codebook
         self.bits = bits
         self.group_size = group_size
         self.out_features = len(values)
@@ -39,5 +51,5 @@ class QuantizedProduct:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]"""
         return torch.ops.lightvllm.quantized_linear(
-            x, self.packed, self.scales, self.zeros, bias, self.bits, self.group_size, self.out_features
+            x, self.packed, self.scales, self.zeros, self.codebook, bias, self.bits, self.group_size, self.out_features
         )
