@@ -158,23 +158,29 @@ def quantized_linear(
     packed: Tensor,
     scales: Tensor,
     zeros: Tensor | None,
+    codebook: Tensor | None,
     bias: Tensor | None,
     bits: int,
     group_size: int,
     outputs: int,
 ) -> Tensor:
-    """y = x W^T + b with W = scales (values - zeros), and each row of x rounded to 8 bits (symmetric, its own scale).
+    """y = x W^T + b with W = scales (values - zeros), and x rounded to 8 bits: each group of a row's by its largest.
 
     Args:
         x: [num_tokens, inputs]
         packed: [outputs, inputs] uint8, of 4 bits below 16.
-        scales, zeros: [outputs, groups] float32 and int32; no zeros: 2^(bits - 1) for all.
-        group_size: neighbouring inputs that share a scale.
+        scales, zeros: [outputs, groups] float32 and int32; no zeros: half of what a value can be, 128 or 8.
+        codebook: [16] uint8, the values that `packed`, of 4 bits, has indices of; or none.
+        group_size: neighbouring inputs that share a scale, where there are several groups.
     """
-    inputs = x.shape[1]
-    zero = zeros.repeat_interleave(group_size, dim=1)[:, :inputs] if zeros is not None else 2 ** (bits - 1)
-    weight = (packed.float() - zero) * scales.repeat_interleave(group_size, dim=1)[:, :inputs]
-    scale = x.float().abs().amax(dim=1, keepdim=True) / 127
-    rounded = (x.float() / scale.clamp(min=1e-38)).round()
-    y = F.linear(rounded, weight) * scale
+    inputs, groups = x.shape[1], scales.shape[1]
+    group_size = group_size if groups > 1 else inputs
+    values = packed if codebook is None else codebook[packed.int()]
+    zero = zeros if zeros is not None else torch.full_like(scales, 8 if bits == 4 and codebook is None else 128)
+    weight, zero = (part.repeat_interleave(group_size, dim=1)[:, :inputs] for part in (scales, zero))
+    weight = weight * (values.float() - zero)
+    x_groups = F.pad(x.float(), (0, groups * group_size - inputs)).unflatten(1, (groups, group_size))
+    peak = x_groups.abs().amax(dim=2, keepdim=True)
+    rounded = (x_groups * torch.where(peak > 1e-36, 127 / peak, 0)).round() * (peak / 127)
+    y = F.linear(rounded.flatten(1)[:, :inputs], weight)
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightvllm import kernels
 from lightvllm.layers.module import Module
-from lightvllm.quantization.rounding import QuantizedProduct
+from lightvllm.quantization.product import QuantizedProduct
 
 
 class Product(Protocol):

@@ -10,6 +10,7 @@ from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
 from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.hub import resolve_model
+from lightvllm.kernels.isa import use_isa
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_model, torch_dtype
 from lightvllm.worker.grammars import Grammars
@@ -30,6 +31,7 @@ class Worker:
 
     def __init__(self, path: Path, config: EngineConfig, model_config: ModelConfig) -> None:
         self.device = resolve_device(config.device)
+        use_isa(config.cpu_isa)
         self.dtype = torch_dtype(config.dtype, model_config)
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
         model = load_model(path, model_config, self.dtype, self.device)

@@ -40,61 +40,79 @@ void pack(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
   });
 }
 
-// ---- one pass over a panel: sums[row, PANEL] for ROWS rows, each of `groups` groups
+// ---- one pass over a panel: sums[row, PANEL] for 1 to MAX_ROWS rows, each of `groups` groups
 
-struct PlainFloat32 {
-  static LIGHTVLLM_INLINE f32x16 add(f32x16 sum, Groups weight, uint32_t x) {
-    return sum + load(reinterpret_cast<const float*>(weight)) * __builtin_bit_cast(float, x);
+// A register of SIZE floats.
+template <int64_t SIZE>
+struct Register {
+  typedef float floats __attribute__((vector_size(4 * SIZE)));
+  typedef uint32_t words __attribute__((vector_size(4 * SIZE)));
+
+  // One word in all lanes. GCC 12 makes this a broadcast; of words{} + word, in a template, an insertion for each lane.
+  static LIGHTVLLM_INLINE words fill(uint32_t word) { return (words)((floats{} + 1.0f) * __builtin_bit_cast(float, word)); }
+};
+
+// sum + the products of one group: of each lane's weight by the row's inputs, which lie in all lanes.
+struct Float32 {
+  template <class V, class W>
+  static LIGHTVLLM_INLINE V add(V sum, W weight, W x) {
+    return sum + (V)weight * (V)x;
   }
 };
 
-struct PlainBfloat16 {
-  static LIGHTVLLM_INLINE f32x16 add(f32x16 sum, Groups weight, uint32_t x) {
-    u32x16 pairs;
-    std::memcpy(&pairs, weight, sizeof(pairs));
-    sum += (f32x16)(pairs << 16) * __builtin_bit_cast(float, x << 16);
-    return sum + (f32x16)(pairs & 0xffff0000u) * __builtin_bit_cast(float, x & 0xffff0000u);
+struct Bfloat16 {
+  template <class V, class W>
+  static LIGHTVLLM_INLINE V add(V sum, W weight, W x) {
+    sum += (V)(weight << 16) * (V)(x << 16);
+    return sum + (V)(weight & 0xffff0000u) * (V)(x & 0xffff0000u);
   }
 };
 
-// A row at a time, over vectors that the compiler lowers to what there is.
+// As many sums at a time as there are registers, of 32 or of 16; GCC keeps them there when it sees each of them. What one
+// part of the panel's outputs reads of CHUNK groups is in the first-level cache for the next.
+template <class Type, int64_t SIZE, int ROWS>
+LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+  constexpr int64_t WIDTH = SIZE == 16 ? 4 : ROWS == 1 ? 8 : ROWS <= 3 ? 4 : 2, PART = WIDTH * SIZE, CHUNK = 64;
+  typedef typename Register<SIZE>::floats floats;
+  typedef typename Register<SIZE>::words words;
+  for (int64_t first = 0; first < groups || first == 0; first += CHUNK) {
+    for (int64_t start = 0; start < PANEL; start += PART) {
+      const int64_t first_line = ahead.lines * start / PANEL, last_line = ahead.lines * (start + PART) / PANEL;
+      floats total[ROWS][WIDTH] = {};
+      LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
+        LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++)
+          if (first) std::memcpy(&total[r][v], sums + r * PANEL + start + v * SIZE, sizeof(total[r][v]));
+      for (int64_t g = first; g < std::min(first + CHUNK, groups); g++) {
+        for (int64_t line = first_line; line < last_line; line++)
+          __builtin_prefetch(ahead.from + g * ahead.step + line * 64, 0, 2);
+        words inputs[ROWS];
+        LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) inputs[r] = Register<SIZE>::fill(x[r * x_stride + g]);
+        LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) {
+          words weight;
+          std::memcpy(&weight, panel + g * PANEL + start + v * SIZE, sizeof(weight));
+          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) total[r][v] = Type::add(total[r][v], weight, inputs[r]);
+        }
+      }
+      LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
+        LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++)
+          std::memcpy(sums + r * PANEL + start + v * SIZE, &total[r][v], sizeof(total[r][v]));
+    }
+  }
+}
+
 template <class Type>
-LIGHTVLLM_INLINE void plain_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, float* sums) {
-  for (int64_t r = 0; r < rows; r++) {
-    f32x16 total[VECTORS] = {};
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t v = 0; v < VECTORS; v++)
-        total[v] = Type::add(total[v], panel + g * PANEL + v * LANES, x[r * x_stride + g]);
-    for (int64_t v = 0; v < VECTORS; v++) store(sums + r * PANEL + v * LANES, total[v]);
-  }
-}
-
-LIGHTVLLM_KERNEL void plain_float32(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch,
-                                    float* sums) {
-  plain_pass<PlainFloat32>(rows, x, x_stride, panel, groups, sums);
-}
-
-LIGHTVLLM_KERNEL void plain_bfloat16(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch,
-                                     float* sums) {
-  plain_pass<PlainBfloat16>(rows, x, x_stride, panel, groups, sums);
+void vector_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+  vectorized_by_size([&]<int64_t SIZE>() LIGHTVLLM_BODY {
+    with_rows(rows, [&]<int ROWS>() LIGHTVLLM_BODY {
+      register_rows<Type, SIZE, ROWS>(x, x_stride, panel, groups, ahead, sums);
+    });
+  });
 }
 
 #if defined(__x86_64__)
-struct Avx512Float32 {
-  LIGHTVLLM_AVX512 static LIGHTVLLM_INLINE __m512 add(__m512 sum, __m512i weight, __m512i x) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(weight), _mm512_castsi512_ps(x), sum);
-  }
-};
-
-struct Avx512Bfloat16 {
-  LIGHTVLLM_AVX512 static LIGHTVLLM_INLINE __m512 add(__m512 sum, __m512i weight, __m512i x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)weight);
-  }
-};
-
-// LINES: cache lines to prefetch for each group. GCC keeps the sums in registers when it sees each of them.
-template <class Type, int ROWS, int LINES>
-LIGHTVLLM_AVX512 void avx512_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+// bfloat16 where the processor multiplies it. LINES: cache lines to prefetch for each group.
+template <int ROWS, int LINES>
+LIGHTVLLM_AVX512 void bf16_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
   __m512 total[ROWS][VECTORS];
   LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) total[r][v] = _mm512_setzero_ps();
@@ -104,43 +122,28 @@ LIGHTVLLM_AVX512 void avx512_rows(Groups x, int64_t x_stride, Groups panel, int6
     __m512i weight[VECTORS];
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_loadu_si512(panel + g * PANEL + v * LANES);
     LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-      const __m512i input = _mm512_set1_epi32(int32_t(x[r * x_stride + g]));
-      LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) total[r][v] = Type::add(total[r][v], weight[v], input);
+      const __m512bh input = (__m512bh)_mm512_set1_epi32(int32_t(x[r * x_stride + g]));
+      LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++)
+        total[r][v] = _mm512_dpbf16_ps(total[r][v], input, (__m512bh)weight[v]);
     }
   }
   LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(sums + r * PANEL + v * LANES, total[r][v]);
 }
 
-template <class Type>
-void avx512_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+void bf16_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
   with_rows(rows, [&]<int ROWS>() {
-    if (ahead.lines >= 4) return avx512_rows<Type, ROWS, 4>(x, x_stride, panel, groups, ahead, sums);
-    if (ahead.lines >= 2) return avx512_rows<Type, ROWS, 2>(x, x_stride, panel, groups, ahead, sums);
-    avx512_rows<Type, ROWS, 1>(x, x_stride, panel, groups, ahead, sums);
+    if (ahead.lines >= 4) return bf16_rows<ROWS, 4>(x, x_stride, panel, groups, ahead, sums);
+    if (ahead.lines >= 2) return bf16_rows<ROWS, 2>(x, x_stride, panel, groups, ahead, sums);
+    bf16_rows<ROWS, 1>(x, x_stride, panel, groups, ahead, sums);
   });
 }
 
-Pass pass_for(const float*) { return has_avx512() ? avx512_pass<Avx512Float32> : plain_float32; }
-Pass pass_for(const bf16*) { return has_avx512() ? avx512_pass<Avx512Bfloat16> : plain_bfloat16; }
+Pass pass_for(const bf16*) { return has_avx512() ? bf16_pass : vector_pass<Bfloat16>; }
 #else
-Pass pass_for(const float*) { return plain_float32; }
-Pass pass_for(const bf16*) { return plain_bfloat16; }
+Pass pass_for(const bf16*) { return vector_pass<Bfloat16>; }
 #endif
-
-// The sums of some rows, of which `count` are outputs, and their bias -> rows of the result.
-template <class T>
-LIGHTVLLM_INLINE void keep(float* sums, int64_t rows, int64_t count, const T* bias, T* to, int64_t stride) {
-  for (int64_t r = 0; r < rows; r++, sums += PANEL, to += stride) {
-    if (bias)
-      for (int64_t n = 0; n < count; n++) sums[n] += to_float(bias[n]);
-    if (count == PANEL) {
-      for (int64_t v = 0; v < VECTORS; v++) store(to + v * LANES, load(sums + v * LANES));
-    } else {
-      for (int64_t n = 0; n < count; n++) store_one(to + n, sums[n]);
-    }
-  }
-}
+Pass pass_for(const float*) { return vector_pass<Float32>; }
 
 // ---- the ops
 
@@ -183,12 +186,10 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
       alignas(64) float sums[MAX_ROWS * PANEL];
       for (int64_t p = begin; p < end; p++) {
         const T* panel = data<T>(packed) + p * panel_size;
-        const int64_t count = std::min(PANEL, outputs - p * PANEL);
-        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t number, Prefetch ahead) {
-          pass(number, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
+        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t count, Prefetch ahead) {
+          pass(count, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
                groups, ahead, sums);
-          T* to = data<T>(y) + row * outputs + p * PANEL;
-          vectorized([&]() LIGHTVLLM_BODY { keep(sums, number, count, offsets ? offsets + p * PANEL : nullptr, to, outputs); });
+          store_sums(sums, count, p, outputs, offsets, data<T>(y) + row * outputs);
         });
       }
     });
