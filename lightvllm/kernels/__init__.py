@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMAS = {
     "pack_linear": "(Tensor weight) -> Tensor",
+    "round_weight": "(Tensor weight, int bits, int group_size) -> (Tensor, Tensor)",
     "packed_linear": "(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor",
     "pack_quantized": "(Tensor values, int bits) -> Tensor",
     "pack_groups": "(Tensor groups) -> Tensor",
@@ -86,6 +87,7 @@ silu_and_mul = _op("silu_and_mul")
 write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
 most_likely = _op("most_likely")
+round_weight = _op("round_weight")
 
 # Weights are packed for serving only; nobody wants gradients any more.
 pack_linear = torch.ops.lightvllm.pack_linear.default

@@ -143,6 +143,21 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) 
     return F.linear(x, packed, bias)
 
 
+def round_weight(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """The nearest values and the scales that keep each group's largest weight; zero is 2^(bits - 1).
+
+    weight: [outputs, inputs] -> values [outputs, inputs] uint8, scales [outputs, groups] float32
+    """
+    outputs, inputs = weight.shape
+    num_groups = -(-inputs // group_size)
+    limit = 2 ** (bits - 1) - 1
+    groups = F.pad(weight.float(), (0, num_groups * group_size - inputs))
+    groups = groups.view(outputs, num_groups, group_size)
+    scales = groups.abs().amax(dim=2) / limit
+    values = (groups / scales.clamp(min=1e-38).unsqueeze(2)).round_() + 2 ** (bits - 1)
+    return values.to(torch.uint8).view(outputs, -1)[:, :inputs].contiguous(), scales
+
+
 def pack_quantized(values: Tensor, bits: int) -> Tensor:
     """A quantized weight, [outputs, inputs] uint8, as `quantized_linear` reads it; here as it was."""
     return values

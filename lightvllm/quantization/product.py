@@ -8,7 +8,6 @@ are of integers.
 from torch import Tensor
 
 from lightvllm import kernels
-
 from lightvllm.quantization.rounding import GROUP_SIZE, round_weight
 
 

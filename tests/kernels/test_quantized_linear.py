@@ -100,3 +100,14 @@ def test_rounding_keeps_what_it_can() -> None:
         restored = (values.float() - 2 ** (bits - 1)) * scales.repeat_interleave(group_size, dim=1)[:, :300]
         assert (restored - weight).abs().max() < worst
         assert int(values.max()) < 2**bits
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 333), (8, 64), (4, 32), (4, 128)])
+def test_rounding_is_bitwise_its_reference(dtype: torch.dtype, bits: int, group_size: int) -> None:
+    weight = torch.randn(70, 333).to(dtype)
+    weight[3], weight[4, :64], weight[5] = 0, 0, torch.arange(333) / 256  # nothing to round, and ties
+    for mine, theirs in zip(
+        round_weight(weight, bits, group_size), reference.round_weight(weight, bits, group_size), strict=True
+    ):
+        assert torch.equal(mine, theirs)

@@ -101,7 +101,14 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
         const int64_t s1 = std::min(s0 + 16, steps);
         for (int64_t n = 0; n < count; n++) {
           const uint8_t* row = from + (p * PANEL + n) * inputs;
-          for (int64_t s = s0; s < s1; s++) {
+          int64_t s = s0;
+          for (; s < s1 && (s + 1) * per_row <= inputs; s++) {
+            uint32_t quads[2] = {};
+            std::memcpy(quads, row + s * per_row, per_row);
+            quads[0] |= quads[1] << 4;
+            std::memcpy(to + (s * PANEL + n) * QUAD, quads, QUAD);
+          }
+          for (; s < s1; s++) {  // not a whole one
             uint8_t* quad = to + (s * PANEL + n) * QUAD;
             const int64_t start = s * per_row, present = std::min(per_row, inputs - start);
             for (int64_t i = 0; i < std::min(present, QUAD); i++) quad[i] = row[start + i];
