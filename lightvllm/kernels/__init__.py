@@ -22,8 +22,8 @@ SCHEMAS = {
     "packed_linear": "(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor",
     "pack_quantized": "(Tensor values, int bits) -> Tensor",
     "pack_groups": "(Tensor groups) -> Tensor",
-    "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? codebook, Tensor? bias, int bits, "
-    "int group_size, int outputs) -> Tensor",
+    "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? codebook, Tensor? bias, "
+    "int bits, int group_size, int outputs) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor update, Tensor weight, float eps) -> (Tensor, Tensor)",
     "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",

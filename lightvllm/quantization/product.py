@@ -1,8 +1,8 @@
 """The product with a weight of 8 or 4 bits, however its values were found.
 
-A weight w is s (q - z): q an unsigned integer, s and z a scale and a zero point for each output, or for each output and
-group of inputs. Inputs are rounded to 8 bits on the way, each group of a token's by a scale of its own, so that products
-are of integers.
+A weight w is s (q - z): q an unsigned integer, s and z a scale and a zero point for each output, or for each output
+and group of inputs. Inputs are rounded to 8 bits on the way, each group of a token's by a scale of its own, so that
+products are of integers.
 """
 
 import torch
