@@ -28,9 +28,9 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(STAMP)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r setup.py pyproject.toml README.md LICENSE lightvllm tests $(SANITIZED) && rm -f $(SANITIZED)/lightvllm/kernels/_cpu*.so
-	cd $(SANITIZED) && CFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace && test -e lightvllm/kernels/_cpu.so
+	cd $(SANITIZED) && CFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" $(abspath $(BIN))/python setup.py -q build_ext --inplace && test -e lightvllm/kernels/_cpu.so
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    $(CURDIR)/$(BIN)/python -m pytest tests/kernels --timeout 1800 $(PYTEST_ARGS)
+	    $(abspath $(BIN))/python -m pytest tests/kernels --timeout 1800 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -52,8 +52,11 @@ struct Register {
   static LIGHTVLLM_INLINE words fill(uint32_t word) { return (words)((floats{} + 1.0f) * __builtin_bit_cast(float, word)); }
 };
 
-// sum + the products of one group: of each lane's weight by the row's inputs, which lie in all lanes.
+// sum + the products of one group: of each lane's weight by the row's inputs, which lie in all lanes. PARTS: floats in a
+// word, which take a register each.
 struct Float32 {
+  static constexpr int PARTS = 1;
+
   template <class V, class W>
   static LIGHTVLLM_INLINE V add(V sum, W weight, W x) {
     return sum + (V)weight * (V)x;
@@ -61,6 +64,8 @@ struct Float32 {
 };
 
 struct Bfloat16 {
+  static constexpr int PARTS = 2;
+
   template <class V, class W>
   static LIGHTVLLM_INLINE V add(V sum, W weight, W x) {
     sum += (V)(weight << 16) * (V)(x << 16);
@@ -68,14 +73,25 @@ struct Bfloat16 {
   }
 };
 
-// As many sums at a time as there are registers, of 32 or of 16; GCC keeps them there when it sees each of them. What one
-// part of the panel's outputs reads of CHUNK groups is in the first-level cache for the next.
+// How many registers of a row's sums fit beside those of the others, of 16 (AVX-512: 32), with the weights or inputs that
+// stay and those of a product.
+constexpr int width_of(int64_t size, int rows, int parts) {
+  if (size == 16) return VECTORS;
+  int width = 8;
+  while (width > 1 && rows * width + std::min(rows, width) * parts + 2 * parts - 1 > 16) width /= 2;
+  return width;
+}
+
+// Of ROWS rows by a part of the panel at a time, as many outputs as there are registers; GCC keeps the sums there when it
+// sees each of them. What the first part reads of CHUNK groups is in the first-level cache for the others, and each fetches
+// its share of the next CHUNK.
 template <class Type, int64_t SIZE, int ROWS>
 LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
-  constexpr int64_t WIDTH = SIZE == 16 ? 4 : ROWS == 1 ? 8 : ROWS <= 3 ? 4 : 2, PART = WIDTH * SIZE, CHUNK = 64;
+  constexpr int WIDTH = width_of(SIZE, ROWS, Type::PARTS);
+  constexpr int64_t PART = WIDTH * SIZE, CHUNK = 64;
   typedef typename Register<SIZE>::floats floats;
   typedef typename Register<SIZE>::words words;
-  for (int64_t first = 0; first < groups || first == 0; first += CHUNK) {
+  for (int64_t first = 0; first == 0 || first < groups; first += CHUNK) {
     for (int64_t start = 0; start < PANEL; start += PART) {
       const int64_t first_line = ahead.lines * start / PANEL, last_line = ahead.lines * (start + PART) / PANEL;
       floats total[ROWS][WIDTH] = {};
@@ -84,13 +100,26 @@ LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, in
           if (first) std::memcpy(&total[r][v], sums + r * PANEL + start + v * SIZE, sizeof(total[r][v]));
       for (int64_t g = first; g < std::min(first + CHUNK, groups); g++) {
         for (int64_t line = first_line; line < last_line; line++)
-          __builtin_prefetch(ahead.from + g * ahead.step + line * 64, 0, 2);
-        words inputs[ROWS];
-        LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) inputs[r] = Register<SIZE>::fill(x[r * x_stride + g]);
-        LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) {
-          words weight;
-          std::memcpy(&weight, panel + g * PANEL + start + v * SIZE, sizeof(weight));
-          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) total[r][v] = Type::add(total[r][v], weight, inputs[r]);
+          __builtin_prefetch(ahead.from + (g + CHUNK) * ahead.step + line * 64, 0, 2);
+        auto weight = [&](int v) LIGHTVLLM_BODY {
+          words result;
+          std::memcpy(&result, panel + g * PANEL + start + v * SIZE, sizeof(result));
+          return result;
+        };
+        auto input = [&](int r) LIGHTVLLM_BODY { return Register<SIZE>::fill(x[r * x_stride + g]); };
+        words few[std::min(ROWS, WIDTH)];  // stay, while one of the others comes after the other
+        if constexpr (WIDTH < ROWS) {
+          LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) few[v] = weight(v);
+          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
+            const words one = input(r);
+            LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) total[r][v] = Type::add(total[r][v], few[v], one);
+          }
+        } else {
+          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) few[r] = input(r);
+          LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) {
+            const words one = weight(v);
+            LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) total[r][v] = Type::add(total[r][v], one, few[r]);
+          }
         }
       }
       LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)

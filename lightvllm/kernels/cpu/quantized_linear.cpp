@@ -19,37 +19,42 @@ namespace {
 
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 
-// The first `count` numbers, at most LANES, and zeros.
-template <class T>
-LIGHTVLLM_INLINE f32x16 load_some(const T* from, int64_t count) {
-  if (count >= LANES) return load(from);
-  T some[LANES] = {};
-  std::memcpy(some, from, count * sizeof(T));
-  return load(some);
+// op(.., op(x[0], x[1])) of all lanes, in some order.
+template <class Op>
+LIGHTVLLM_INLINE int32_t fold(i32x16 x, const Op& op) {
+  const auto a = op(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  const auto b = op(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
+  return op(op(b[0], b[2]), op(b[1], b[3]));
 }
 
 // `count` inputs that share a scale -> their values; a NaN or infinity makes the scale one.
 template <class T>
 LIGHTVLLM_INLINE void round_group(const T* x, int64_t count, int8_t* values, float* scale, int32_t* sum) {
-  i32x16 largest = {}, total = {};  // of positive numbers the bits are in order, and a NaN's above all
-  for (int64_t i = 0; i < count; i += LANES) {
-    const i32x16 size = (i32x16)load_some(x + i, count - i) & 0x7fffffff;
-    largest = size > largest ? size : largest;
-  }
-  int32_t peak_bits = 0;
-  for (int64_t lane = 0; lane < LANES; lane++) peak_bits = std::max(peak_bits, largest[lane]);
-  const float peak = __builtin_bit_cast(float, peak_bits);
+  const int64_t whole = count / LANES * LANES, rest = count - whole;
+  T last[LANES] = {};
+  if (rest) std::memcpy(last, x + whole, rest * sizeof(T));
+  auto larger = [](auto a, auto b) LIGHTVLLM_BODY { return a > b ? a : b; };
+  i32x16 largest = (i32x16)load(last) & 0x7fffffff;  // of positive numbers the bits are in order, and a NaN's above all
+  for (int64_t i = 0; i < whole; i += LANES) largest = larger(largest, (i32x16)load(x + i) & 0x7fffffff);
+  const float peak = __builtin_bit_cast(float, fold(largest, larger));
   const float inverse = peak > 1e-36f ? 127 / peak : 0;  // below, it would be infinite: such inputs count as zeros
   *scale = peak / 127;
-  const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds, ties to even, and leaves the integer's bits
-  for (int64_t i = 0; i < count; i += LANES) {
-    const u32x16 rounded = (u32x16)(load_some(x + i, count - i) * inverse + shift);
-    const i8x16 bytes = __builtin_convertvector(rounded, i8x16);
-    total += __builtin_convertvector(bytes, i32x16);
-    std::memcpy(values + i, &bytes, std::min(LANES, count - i));
+  i32x16 total = {};
+  auto round = [&](f32x16 v) LIGHTVLLM_BODY {
+    // 1.5 * 2^23: adding it rounds, ties to even, and leaves the integer's bits
+    const i32x16 rounded = (i32x16)(v * inverse + splat(12582912.0f)) << 24 >> 24;
+    total += rounded;
+    return __builtin_convertvector(rounded, i8x16);
+  };
+  for (int64_t i = 0; i < whole; i += LANES) {
+    const i8x16 bytes = round(load(x + i));
+    std::memcpy(values + i, &bytes, sizeof(bytes));
   }
-  *sum = 0;
-  for (int64_t lane = 0; lane < LANES; lane++) *sum += total[lane];
+  if (rest) {
+    const i8x16 bytes = round(load(last));
+    std::memcpy(values + whole, &bytes, rest);
+  }
+  *sum = fold(total, [](auto a, auto b) LIGHTVLLM_BODY { return a + b; });
 }
 
 // The input of a product, rounded.
