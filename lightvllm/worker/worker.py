@@ -38,7 +38,7 @@ class Worker:
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         self.runner = ModelRunner(
             model,
-            allocate_kv_cache(self.plan, model_config, self.dtype, self.device),
+            allocate_kv_cache(self.plan, model_config, self.device),
             backend,
             config.max_num_seqs,
             self.plan.max_model_len,
