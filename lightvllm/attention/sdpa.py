@@ -2,10 +2,10 @@
 
 Reference twin: `lightvllm.kernels.reference.paged_attention`; test: tests/attention/test_backends.py.
 
-PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first, and widened there
-if the cache is of int8. What the step's requests need is worked out once for all layers: requests with one token
-(decodes) go through in groups of like length, the heads that share keys folded into the query dimension; longer ones
-(prefill chunks) one by one.
+PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first, and widened on the
+way from int8. What the step's requests need is worked out once for all layers: requests with one token (decodes) go
+through in groups of like length, the heads that share keys folded into the query dimension; longer ones (prefill chunks)
+one by one.
 """
 
 from dataclasses import dataclass
@@ -91,7 +91,8 @@ class SDPAAttention(PagedAttention):
         for i, (query_len, seq_len) in enumerate(zip(self.batch.query_lens, self.batch.seq_lens, strict=True)):
             if query_len > 1:
                 is_at_hand = query_len == seq_len and not self.is_int8
-                blocks = None if is_at_hand else self._tensor(self.batch.block_table[i, : -(-seq_len // self.block_size)])
+                num_blocks = -(-seq_len // self.block_size)
+                blocks = None if is_at_hand else self._tensor(self.batch.block_table[i, :num_blocks])
                 chunks.append(Chunk(start, start + int(query_len), int(seq_len), blocks))
             start += int(query_len)
         return chunks

@@ -33,10 +33,9 @@ class KVCachePlan:
     reason: str
 
     def __str__(self) -> str:
-        size = _bytes(self.num_blocks * self.block_bytes)
+        size, dtype = _bytes(self.num_blocks * self.block_bytes), str(self.dtype).removeprefix("torch.")
         return (
-            f"KV cache: {self.num_blocks} blocks of {self.block_size} tokens in {str(self.dtype).removeprefix('torch.')}, "
-            f"{size} ({self.reason}); "
+            f"KV cache: {self.num_blocks} blocks of {self.block_size} tokens in {dtype}, {size} ({self.reason}); "
             f"longest request {self.max_model_len} tokens"
         )
 

@@ -1,17 +1,12 @@
-"""A KV cache of int8: close to the full cache in what the model says, and not a copy of it."""
+"""A KV cache of int8: what a model says with it is close to what it says with the full one."""
 
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from lightvllm import LLM, kernels
 from tests.e2e.checkpoint import Checkpoint
-from tests.e2e.test_dtypes import engine_logprobs
-
-# Keys and values are off by at most 0.4 % of a head's largest number. What that makes of log-probabilities on average,
-# over 80 tokens with 300 each, here: 
-MEAN_TOLERANCE = 0.06
+from tests.e2e.test_dtypes import MEAN_TOLERANCE, engine_logprobs
 
 
 @pytest.mark.parametrize("backend", ["kernel", "sdpa", "reference"])
@@ -25,14 +20,23 @@ def test_logprobs_are_close_to_those_of_the_full_cache(
     make_llm: Callable[..., LLM],
     pytestconfig: pytest.Config,
 ) -> None:
-    """Of a prompt's tokens, prefilled in chunks, and of those that follow it, decoded."""
-    if backend == "kernel" and (not kernels.COMPILED or pytestconfig.getoption("device") != "cpu" or "head-dim" in case):
+    """Of a prompt's tokens, prefilled in chunks, and of those that follow it, decoded: as close as bfloat16 is.
+
+    Here they differ by 0.015 to 0.03 on average where all else is float32, which with a full cache is 1e-5.
+    """
+    is_kernel_here = kernels.COMPILED and pytestconfig.getoption("device") == "cpu" and "head-dim" not in case
+    if backend == "kernel" and not is_kernel_here:
         pytest.skip("the compiled attention kernel is not here, or not for this head size")
-    options = {"skip_tokenizer_init": True, "max_model_len": 160, "max_logprobs": -1, "max_num_batched_tokens": 16}
-    options |= {"dtype": dtype, "attention_backend": backend}
-    llm = make_llm(checkpoint(case).path, kv_cache_dtype="int8", **options)
+    llm = make_llm(
+        checkpoint(case).path,
+        skip_tokenizer_init=True,
+        dtype=dtype,
+        attention_backend=backend,
+        kv_cache_dtype="int8",
+        max_model_len=160,
+        max_logprobs=-1,
+        max_num_batched_tokens=16,
+    )
     token_ids, actual = engine_logprobs(llm)
-    expected = checkpoint(case).logprobs(token_ids)
-    error = (actual - expected).abs().mean()
-    print(error, (actual - expected).abs().max())
-    assert error < MEAN_TOLERANCE
+    error = (actual - checkpoint(case).logprobs(token_ids)).abs().mean()
+    assert 1e-3 < error < MEAN_TOLERANCE
