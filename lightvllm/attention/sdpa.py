@@ -2,10 +2,9 @@
 
 Reference twin: `lightvllm.kernels.reference.paged_attention`; test: tests/attention/test_backends.py.
 
-PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first, and widened on the
-way from int8. What the step's requests need is worked out once for all layers: requests with one token (decodes) go
-through in groups of like length, the heads that share keys folded into the query dimension; longer ones (prefill chunks)
-one by one.
+PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first; int8 is widened
+there. What the step's requests need is worked out once for all layers: requests with one token (decodes) go through in
+groups of like length, the heads that share keys folded into the query dimension; longer ones (chunks) one by one.
 """
 
 from dataclasses import dataclass

@@ -70,6 +70,13 @@ LIGHTVLLM_INLINE void merge_sums(float* first, const float* second, int64_t coun
 
 // ---- a task ---------------------------------------------------------------------------------------------------------
 
+// Where the keys and values of a tile and one head lie, those that are fetched meanwhile, and the scales of int8.
+template <class C>
+struct HeadRows {
+  const C *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
+  float key_scales[TILE], value_scales[TILE];
+};
+
 // A thread's working memory, for tasks of `rows` rows at most.
 template <class T, class C>
 struct Scratch {
@@ -80,8 +87,8 @@ struct Scratch {
   uint32_t* panel;
   Softmax softmax[MOST_ROWS];
   Merge merges[MOST_ROWS];
-  const C *keys[2][TILE], *values[2][TILE];     // of this tile and the next
-  float key_scales[TILE], value_scales[TILE];  // of this tile and head, where the cache is of int8
+  const C *keys[2][TILE], *values[2][TILE];  // of this tile and the next
+  HeadRows<C> head;
 
   Scratch(const Call& call, int64_t rows) {
     const int64_t panel_words = PANEL * std::max<int64_t>(call.head_dim, TILE);
@@ -172,7 +179,7 @@ struct HeadTile {
   FewRows<C> few;
   int64_t tile, start, stop;  // keys [start, stop)
   int64_t first_row, rows;    // of the task's
-  const C *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
+  HeadRows<C>& head = scratch.head;
 
   // row: counted from first_row
   LIGHTVLLM_INLINE int64_t position_of(int64_t row) const { return task.first_position + row / call.group; }
@@ -183,18 +190,24 @@ struct HeadTile {
   }
 
   // The addresses, and those that are fetched meanwhile: the next head's, or the first's of the next tile.
-  LIGHTVLLM_INLINE void find(int64_t kv_head, int64_t now) {
+  LIGHTVLLM_INLINE void find(int64_t kv_head, int64_t now) const {
     const bool is_last = kv_head + 1 == task.kv_heads;
     for (int64_t j = 0; j < TILE; j++) {
-      keys[j] = scratch.keys[now][j] + kv_head * call.head_stride;
-      values[j] = scratch.values[now][j] + kv_head * call.head_stride;
-      keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : keys[j] + call.head_stride;
-      values_ahead[j] = is_last ? scratch.values[1 - now][j] : values[j] + call.head_stride;
+      head.keys[j] = scratch.keys[now][j] + kv_head * call.head_stride;
+      head.values[j] = scratch.values[now][j] + kv_head * call.head_stride;
+      head.keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : head.keys[j] + call.head_stride;
+      head.values_ahead[j] = is_last ? scratch.values[1 - now][j] : head.values[j] + call.head_stride;
     }
     for (int64_t j = 0; HAS_SCALES && j < TILE; j++) {
-      std::memcpy(scratch.key_scales + j, keys[j] + call.head_dim, sizeof(float));
-      std::memcpy(scratch.value_scales + j, values[j] + call.head_dim, sizeof(float));
+      head.key_scales[j] = scale_behind(head.keys[j] + call.head_dim);
+      head.value_scales[j] = scale_behind(head.values[j] + call.head_dim);
     }
+  }
+
+  static LIGHTVLLM_INLINE float scale_behind(const C* numbers) {
+    float scale;
+    std::memcpy(&scale, numbers, sizeof(scale));
+    return scale;
   }
 
   LIGHTVLLM_INLINE void pass(const T* x, int64_t stride, int64_t count, int64_t words) const {
@@ -212,11 +225,11 @@ struct HeadTile {
     const T* query = scratch.query + first_row * call.head_dim;
     if constexpr (std::is_same_v<T, bf16>) {
       if (few.scores) {
-        few.scores(keys + key, keys_ahead + key, call.head_dim, query, scratch.sums);
+        few.scores(head.keys + key, head.keys_ahead + key, call.head_dim, query, scratch.sums);
         return keep_scores(0, rows, key);
       }
     }
-    pack_keys<T>(keys + key, keys_ahead + key, call.head_dim, scratch.panel);
+    pack_keys<T>(head.keys + key, head.keys_ahead + key, call.head_dim, scratch.panel);
     for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
       if (position_of(row + count - 1) < start + key || first_seen(row) >= start + key + PANEL) return;
       pass(query + row * call.head_dim, call.head_dim, count, call.head_dim / PER_WORD);
@@ -233,7 +246,7 @@ struct HeadTile {
         continue;
       }
       const Softmax of_tile = weigh<HAS_SCALES>(scratch.scores + row * TILE, call.scale, first_seen(row) - start,
-                                                position_of(row) - start, {scratch.key_scales, scratch.value_scales}, weights);
+                                                position_of(row) - start, {head.key_scales, head.value_scales}, weights);
       if (task.partials) {
         partial_of(row)[call.width] = of_tile.peak;
         partial_of(row)[call.width + 1] = of_tile.total;
@@ -256,18 +269,18 @@ struct HeadTile {
   }
 
   // The weighted sums of PANEL dimensions of the values from `d` on. It moves the values' addresses there.
-  LIGHTVLLM_INLINE void add_values(int64_t d) {
+  LIGHTVLLM_INLINE void add_values(int64_t d) const {
     for (int64_t j = 0; d && j < TILE; j++) {
-      values[j] += PANEL;
-      values_ahead[j] += PANEL;
+      head.values[j] += PANEL;
+      head.values_ahead[j] += PANEL;
     }
     if constexpr (std::is_same_v<T, bf16>) {
       if (few.values && d + PANEL <= call.head_dim) {
-        few.values(values, values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
+        few.values(head.values, head.values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
         return keep_sums(0, rows, d);
       }
     }
-    pack_values<T>(values, values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
+    pack_values<T>(head.values, head.values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
     for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
       const int64_t seen = std::min(stop, position_of(row + count - 1) + 1) - start;
       if (seen <= 0 || first_seen(row) >= stop) return;
@@ -296,7 +309,7 @@ LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T, C>& task, Scra
     const int64_t now = (tile - task.first_tile) % 2, start = tile * TILE, stop = std::min(start + TILE, end);
     find_rows(call, task, start + TILE, end, scratch.nothing, scratch.keys[1 - now], scratch.values[1 - now]);
     for (int64_t kv_head = 0; kv_head < task.kv_heads; kv_head++) {  // inside: their keys are neighbours in memory
-      HeadTile<T, C> part = {call, task, scratch, few, tile, start, stop, kv_head * head_rows, head_rows};
+      const HeadTile<T, C> part = {call, task, scratch, few, tile, start, stop, kv_head * head_rows, head_rows};
       part.find(kv_head, now);
       for (int64_t key = 0; key < stop - start; key += PANEL) part.score(key);
       part.weigh_all();
