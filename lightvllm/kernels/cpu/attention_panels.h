@@ -259,31 +259,41 @@ LIGHTVLLM_VBMI LIGHTVLLM_INLINE Widened widen(__m512i x) {
   return {_mm512_unpacklo_epi8(low, top), _mm512_unpackhi_epi8(low, top)};
 }
 
-// Adds what WORDS times four dimensions, from word `at` on, give to the scores of sixteen keys. Transposed as bytes, the
-// keys are half the work.
+// Adds what WORDS times four dimensions, from word `at` on, give to the scores of PANEL keys. They are transposed as bytes,
+// which is half the work, and widened as they are used.
 template <int ROWS, int WORDS>
 LIGHTVLLM_VBMI LIGHTVLLM_INLINE void add_scores(const int8_t* const* keys, const int8_t* const* ahead, int64_t at,
                                                 Groups query, int64_t words, float* sums) {
-  u32x16 bytes[16] = {};
+  alignas(64) uint32_t bytes[WORDS * PANEL];
+  for (int64_t key = 0; key < PANEL; key += LANES) {
+    u32x16 rows[16] = {};
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) {
-    std::memcpy(&bytes[i], keys[i] + 4 * at, 4 * WORDS);
-    fetch<4 * WORDS>(ahead[i] + 4 * at);
+    for (int i = 0; i < 16; i++) {
+      std::memcpy(&rows[i], keys[key + i] + 4 * at, 4 * WORDS);
+      fetch<4 * WORDS>(ahead[key + i] + 4 * at);
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < WORDS; i++) std::memcpy(bytes + i * PANEL + key, &rows[i], sizeof(rows[i]));
   }
-  transpose(bytes);
   const __m512i order = _mm512_load_si512(WIDENING.keys);
-  __m512 total[ROWS];
-  LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) total[r] = at ? _mm512_loadu_ps(sums + r * PANEL) : _mm512_setzero_ps();
-#pragma GCC unroll 16
+  __m512 total[ROWS][VECTORS];
+  LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
+    LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++)
+      total[r][v] = at ? _mm512_loadu_ps(sums + r * PANEL + v * LANES) : _mm512_setzero_ps();
   for (int i = 0; i < WORDS; i++) {
-    const Widened pairs = widen(_mm512_shuffle_epi8((__m512i)bytes[i], order));
     const Groups group = query + 2 * (at + i);
-    LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
-      total[r] = _mm512_dpbf16_ps(total[r], (__m512bh)_mm512_set1_epi32(int32_t(group[r * words])), (__m512bh)pairs.first);
-    LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
-      total[r] = _mm512_dpbf16_ps(total[r], (__m512bh)_mm512_set1_epi32(int32_t(group[r * words + 1])), (__m512bh)pairs.second);
+    LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) {
+      const Widened pairs = widen(_mm512_shuffle_epi8(_mm512_load_si512(bytes + i * PANEL + v * LANES), order));
+      LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
+        const __m512i first = _mm512_set1_epi32(int32_t(group[r * words])), second = _mm512_set1_epi32(int32_t(group[r * words + 1]));
+        total[r][v] = _mm512_dpbf16_ps(total[r][v], (__m512bh)pairs.first, (__m512bh)first);
+        total[r][v] = _mm512_dpbf16_ps(total[r][v], (__m512bh)pairs.second, (__m512bh)second);
+      }
+    }
   }
-  LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) _mm512_storeu_ps(sums + r * PANEL, total[r]);
+  LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
+    LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(sums + r * PANEL + v * LANES, total[r][v]);
 }
 
 template <int ROWS>
@@ -291,12 +301,8 @@ LIGHTVLLM_VBMI void scores_of(const int8_t* const* keys, const int8_t* const* ah
                               float* sums) {
   const Groups pairs = reinterpret_cast<Groups>(query);
   int64_t at = 0;
-  for (; at + 16 <= head_dim / 4; at += 16)
-    for (int64_t key = 0; key < PANEL; key += LANES)
-      add_scores<ROWS, 16>(keys + key, ahead + key, at, pairs, head_dim / 2, sums + key);
-  for (; at < head_dim / 4; at += 4)
-    for (int64_t key = 0; key < PANEL; key += LANES)
-      add_scores<ROWS, 4>(keys + key, ahead + key, at, pairs, head_dim / 2, sums + key);
+  for (; at + 16 <= head_dim / 4; at += 16) add_scores<ROWS, 16>(keys, ahead, at, pairs, head_dim / 2, sums);
+  for (; at < head_dim / 4; at += 4) add_scores<ROWS, 4>(keys, ahead, at, pairs, head_dim / 2, sums);
 }
 
 template <int ROWS>
