@@ -9,6 +9,7 @@ namespace {
 
 typedef uint16_t u16x32 __attribute__((vector_size(64)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef int16_t i16x16 __attribute__((vector_size(32)));
 
 // ---- numbers of the cache, as those of the queries: an int8 is exact in either type ---------------------------------
 
@@ -25,7 +26,8 @@ LIGHTVLLM_INLINE u32x16 load_words(const C* from) {
   } else if constexpr (std::is_same_v<T, float>) {
     i8x16 values = {};
     std::memcpy(&values, from, WORDS);
-    return (u32x16)__builtin_convertvector(__builtin_convertvector(values, i32x16), f32x16);
+    const i16x16 halfway = __builtin_convertvector(values, i16x16);  // GCC converts at once to four times the size one by one
+    return (u32x16)__builtin_convertvector(__builtin_convertvector(halfway, i32x16), f32x16);
   } else {
     u16x16 pairs = {};
     std::memcpy(&pairs, from, 2 * WORDS);

@@ -195,6 +195,7 @@ Tensor silu_and_mul(Tensor x) {
 template <class T>
 LIGHTVLLM_INLINE void round_head(const T* x, int64_t size, int8_t* to) {
   typedef int8_t i8x16 __attribute__((vector_size(16)));
+  typedef int16_t i16x16 __attribute__((vector_size(32)));
   f32x16 largest = {}, poison = {};
   int64_t i = 0;
   for (; i + LANES <= size; i += LANES) {
@@ -218,7 +219,8 @@ LIGHTVLLM_INLINE void round_head(const T* x, int64_t size, int8_t* to) {
   const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   for (i = 0; is_normal && i + LANES <= size; i += LANES) {
     const f32x16 rounded = (load(x + i) / scale + shift) - shift;
-    const i8x16 bytes = __builtin_convertvector(__builtin_convertvector(rounded, i32x16), i8x16);
+    const i16x16 halfway = __builtin_convertvector(__builtin_convertvector(rounded, i32x16), i16x16);  // GCC needs it
+    const i8x16 bytes = __builtin_convertvector(halfway, i8x16);
     std::memcpy(to + i, &bytes, sizeof(bytes));
   }
   for (; is_normal && i < size; i++) to[i] = int8_t(std::nearbyint(to_float(x[i]) / scale));
