@@ -13,15 +13,13 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <vector>
 
 #include "attention_panels.h"
+#include "attention_pieces.h"
 
 namespace lightvllm {
 namespace {
 
-constexpr int64_t TILE = 128;
-constexpr int64_t MOST_ROWS = 72;  // of a task
 constexpr float NEVER_SEEN = -1e30f;
 
 // What the tasks of one call share.
@@ -84,7 +82,7 @@ struct Scratch {
   T *query, *weights;  // [rows, head_dim], [rows, TILE]
   C* nothing;          // a token of zeros, which stands behind a sequence
   float *scores, *sums, *output;  // [rows, TILE], [MAX_ROWS, PANEL], [rows, width]
-  uint32_t* panel;
+  uint32_t* panel;  // what lies beside the dimensions of a head may be anything, as are the sums that it gives
   Softmax softmax[MOST_ROWS];
   Merge merges[MOST_ROWS];
   const C *keys[2][TILE], *values[2][TILE];  // of this tile and the next
@@ -96,7 +94,6 @@ struct Scratch {
     memory.reset(new char[64 + floats * sizeof(float) + rows * (call.head_dim + TILE) * sizeof(T) + call.token_stride * sizeof(C)]);
     sums = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
     panel = reinterpret_cast<uint32_t*>(sums + MAX_ROWS * PANEL);
-    std::memset(panel, 0, panel_words * sizeof(float));  // what lies beside a head's dimensions stays zero
     scores = reinterpret_cast<float*>(panel + panel_words);
     output = scores + rows * TILE;
     query = reinterpret_cast<T*>(output + rows * call.width);
@@ -339,42 +336,6 @@ LIGHTVLLM_INLINE void merge_row(const Call& call, float* partials, int64_t first
 }
 
 // ---- the op ---------------------------------------------------------------------------------------------------------
-
-// A piece of work before it is cut into tasks: some tokens of one request.
-struct Piece {
-  int64_t request, first_token, first_position, tokens, first_tile, tiles;
-  int64_t kv_heads = 1;      // of a task
-  int64_t task_tiles;        // of a task
-  int64_t partials = -1;     // where its partials begin, if a task has not all tiles
-};
-
-constexpr int64_t SPLIT_TILES = 4;      // of a task, where there are fewer tasks than keep all threads busy
-constexpr int64_t TASKS_OF_THREAD = 4;  // that many do
-
-// Cuts the step's tokens into pieces of at most MOST_ROWS rows. A decode's task takes several KV heads, as they are
-// neighbours in memory, unless there are too few tasks; then, its keys are cut too.
-std::vector<Piece> cut(const int64_t* query_lens, const int64_t* seq_lens, int64_t requests, int64_t group, int64_t kv_heads,
-                       int64_t window) {
-  std::vector<Piece> pieces;
-  const int64_t most_tokens = MOST_ROWS / group, wanted = TASKS_OF_THREAD * torch::stable::get_num_threads();
-  int64_t token = 0;
-  for (int64_t r = 0; r < requests; token += query_lens[r++]) {
-    for (int64_t t = 0; t < query_lens[r]; t += most_tokens) {
-      Piece piece = {r, token + t, seq_lens[r] - query_lens[r] + t, std::min(most_tokens, query_lens[r] - t)};
-      piece.first_tile = window > 0 ? std::max<int64_t>(0, piece.first_position - window + 1) / TILE : 0;
-      piece.tiles = piece.task_tiles = (piece.first_position + piece.tokens + TILE - 1) / TILE;
-      pieces.push_back(piece);
-    }
-  }
-  const int64_t count = int64_t(pieces.size());
-  for (Piece& piece : pieces) {
-    for (int64_t heads = 1; heads <= kv_heads; heads++)
-      if (kv_heads % heads == 0 && heads * piece.tokens * group <= MOST_ROWS && count * kv_heads / heads >= wanted)
-        piece.kv_heads = heads;
-    if (piece.tokens == 1 && count * kv_heads < wanted) piece.task_tiles = SPLIT_TILES;
-  }
-  return pieces;
-}
 
 // A task before its types are known.
 struct Unit {
