@@ -44,6 +44,9 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = _option(
         None, "size of the KV cache, all of it taken at start; default: from the memory that is free, taken as it fills"
     )
+    kv_cache_dtype: Literal["auto", "int8"] = _option(
+        "auto", "type of the KV cache: auto (the model's), or int8, which holds about twice the tokens"
+    )
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")
     enable_prefix_caching: bool = _option(True, "keep the KV cache of prompts for later ones that begin alike")
     scheduling_policy: Literal["fcfs", "priority"] = _option("fcfs", "which request goes first")

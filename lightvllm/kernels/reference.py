@@ -64,12 +64,42 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+SCALE_BYTES = 4  # of a float32, behind each head of an int8 cache
+
+
+def round_heads(x: Tensor) -> Tensor:
+    """Heads as an int8 cache holds them: the numbers in steps of their largest / 127, and that step, a float32, behind.
+
+    What is too small for a normal scale becomes zero. A head that is not finite becomes NaN, all of it, by its scale.
+
+    x: [..., head_dim] -> [..., head_dim + 4] int8
+    """
+    x = x.float()
+    scale = x.abs().amax(dim=-1, keepdim=True) / 127
+    is_normal = scale.isfinite() & (scale >= torch.finfo(torch.float32).tiny)
+    values = torch.where(is_normal, (x / scale).round(), 0).to(torch.int8)
+    scale = torch.where(is_normal, scale, torch.where(scale.isfinite(), 0.0, float("nan")))
+    return torch.cat((values, scale.view(torch.int8)), dim=-1)
+
+
+def widen_heads(cached: Tensor) -> Tensor:
+    """The numbers that an int8 cache stands for, see `round_heads`: [..., head_dim + 4] -> [..., head_dim] float32"""
+    values, scale = cached.split([cached.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
+    return values * scale.contiguous().view(torch.float32)
+
+
+def _numbers(cached: Tensor) -> Tensor:
+    return widen_heads(cached) if cached.dtype == torch.int8 else cached.float()
+
+
 def write_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """Put each token's key and value into its slot of the cache.
 
-    key, value: [num_tokens, num_kv_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim];
-    slots: [num_tokens] int64, block * block_size + offset
+    key, value: [num_tokens, num_kv_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim], or int8
+    as `round_heads` makes it; slots: [num_tokens] int64, block * block_size + offset
     """
+    if key_cache.dtype == torch.int8:
+        key, value = round_heads(key), round_heads(value)
     key_cache.flatten(0, 1)[slots] = key
     value_cache.flatten(0, 1)[slots] = value
 
@@ -96,7 +126,7 @@ def paged_attention(
 
     Args:
         query: [num_tokens, num_heads, head_dim], the requests' tokens end to end.
-        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim]
+        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim], or int8 as `round_heads` makes it.
         block_table: [num_requests, max_blocks] int32
         query_lens, seq_lens: [num_requests] int64, tokens of each request in `query`, and in the cache.
         sliding_window: a token sees itself and so many less one before it; 0 for all.
@@ -110,7 +140,7 @@ def paged_attention(
     for queries_of_one, blocks, seq_len in zip(queries, block_table, seq_lens.tolist(), strict=True):
         blocks = blocks[: -(-seq_len // block_size)].long()
         keys, values = (
-            x[blocks].flatten(0, 1)[:seq_len].repeat_interleave(query.shape[1] // num_kv_heads, dim=1).float()
+            _numbers(x[blocks].flatten(0, 1)[:seq_len]).repeat_interleave(query.shape[1] // num_kv_heads, dim=1)
             for x in (key_cache, value_cache)
         )  # [seq_len, num_heads, head_dim]
         scores = torch.einsum("qhd,khd->hqk", queries_of_one.float(), keys) * scale

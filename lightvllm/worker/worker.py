@@ -38,7 +38,7 @@ class Worker:
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         model.pack(config.quantization)
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
-        cache = allocate_kv_cache(self.plan, model_config, self.dtype, self.device)
+        cache = allocate_kv_cache(self.plan, model_config, self.device)
         self.runner = ModelRunner(
             model,
             cache,
