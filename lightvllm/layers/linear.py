@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightvllm import kernels
-from lightvllm.quantization.rounding import QuantizedProduct
+from lightvllm.layers.module import Module
+from lightvllm.quantization.product import QuantizedProduct
 
 
 class Product(Protocol):
@@ -22,12 +23,23 @@ class PackedProduct:
     """In the weight's own type, which lies as the kernel reads it."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.packed = torch.ops.lightvllm.pack_linear(weight)
+        self.packed = kernels.pack_linear(weight)
         self.out_features = len(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """See `Product`."""
-        return torch.ops.lightvllm.packed_linear(x, self.packed, bias, self.out_features)
+        return kernels.packed_linear(x, self.packed, bias, self.out_features)
+
+
+class PlainProduct:
+    """In the weight's own type by PyTorch, where there is no kernel for it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        return F.linear(x, self.weight, bias)
 
 
 class SplitProduct:
@@ -47,11 +59,10 @@ class SplitProduct:
         return torch.cat([product(x, part) for product, part in zip(self.products, biases, strict=True)], dim=1)
 
 
-def plain_product(weight: Tensor) -> Product:
-    """The product with a weight in its own type, by the kernel where there is one for it."""
-    if kernels.has_fast_linear(weight.device, weight.dtype):
-        return PackedProduct(weight)
-    return lambda x, bias: F.linear(x, weight, bias)
+def plain_product(weight: Tensor) -> PackedProduct | PlainProduct:
+    """The product with a weight in its own type."""
+    has_kernel = kernels.has_fast_linear(weight.device, weight.dtype)
+    return PackedProduct(weight) if has_kernel else PlainProduct(weight)
 
 
 class WidenedProduct:
@@ -70,7 +81,7 @@ def quantized_product(product: Product, dtype: torch.dtype) -> Product:
     return product if dtype in kernels.COMPILED_TYPES else WidenedProduct(product)
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """y = x W^T + b, with several outputs that share an input fused into one product.
 
     Args:

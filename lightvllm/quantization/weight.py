@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightvllm.quantization.rounding import QuantizedProduct
+from lightvllm.quantization.product import QuantizedProduct
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class QuantizedWeight:
         zeros = self.zeros
         if zeros is not None and bool((zeros == self.middle).all()):
             zeros = None  # of symmetric checkpoints that write them out
-        codebook = {} if self.codebook is None else {"codebook": self.codebook}
-        product = QuantizedProduct(self.values, self.scales, zeros, self.bits, self.group_size, **codebook)
+        product = QuantizedProduct(self.values, self.scales, zeros, self.bits, self.group_size, self.codebook)
         return product if self.order is None else PermutedProduct(product, self.order)
 
 
