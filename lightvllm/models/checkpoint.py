@@ -20,6 +20,29 @@ class Source:
     sizes: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class LazyWeights:
+    """A model's parameters, read from its checkpoint when they are asked for.
+
+    Attributes:
+        sources: parameter name -> the checkpoint tensors it is made of.
+    """
+
+    sources: dict[str, Source]
+    tensors: dict
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One parameter; used where it lies in the file if it needs neither fusing nor converting."""
+        source = self.sources[name]
+        if len(source.names) == 1:
+            return self.tensors[source.names[0]][:].to(device, dtype)
+        trailing = self.tensors[source.names[0]].get_shape()[1:]
+        data = torch.empty((sum(source.sizes), *trailing), dtype=dtype, device=device)
+        for part, part_name in zip(data.split(list(source.sizes)), source.names, strict=True):
+            part.copy_(self.tensors[part_name][:])
+        return data
+
+
 def parameter_sources(model: CausalLM) -> dict[str, Source]:
     """Parameter name -> the checkpoint tensors it is made of."""
     sources = {}
@@ -54,20 +77,23 @@ def load_weights(model: CausalLM, path: Path, dtype: torch.dtype, device: torch.
     Raises:
         ValueError: no weights, or tensors missing, unknown or of a wrong shape (one error that names them).
     """
-    tensors = _open_tensors(path)
-    sources = parameter_sources(model)
-    _check(model, sources, tensors, path)
-    for name, source in sources.items():
+    weights = open_weights(model, path)
+    for name in weights.sources:
         module_name, _, leaf = name.rpartition(".")
-        if len(source.names) == 1:
-            data = tensors[source.names[0]][:].to(device, dtype)
-        else:
-            shape = model.get_parameter(name).shape
-            data = torch.empty(shape, dtype=dtype, device=device)
-            for part, part_name in zip(data.split(list(source.sizes)), source.names, strict=True):
-                part.copy_(tensors[part_name][:])
+        data = weights.read(name, dtype, device)
         setattr(model.get_submodule(module_name), leaf, nn.Parameter(data, requires_grad=False))
     model.tie_weights()
+
+
+def open_weights(model: CausalLM, path: Path) -> "LazyWeights":
+    """The weights of a checkpoint folder for a model built on the meta device.
+
+    Raises:
+        ValueError: no weights, or tensors missing, unknown or of a wrong shape (one error that names them).
+    """
+    sources, tensors = parameter_sources(model), _open_tensors(path)
+    _check(model, sources, tensors, path)
+    return LazyWeights(sources, tensors)
 
 
 def _weight_files(path: Path) -> list[Path]:
