@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """
 The first MODEL, by default the one that comes with LightvLLM, is what all others are compared with: the same rounded
-while loading, by the schemes of `lightvllm quantize`, and the folders named after it. Each runs in a process of its own.
+while loading, by the schemes of `lightvllm quantize`, and the folders named after it. Each runs in its own process.
 
 Perplexity is over --text, in windows of --length tokens: each token is predicted from all those before it in its
 window, of which there are at least --length less --stride. The text's first token is not counted, as nothing precedes
@@ -41,7 +41,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     """Add the verb to the command line."""
     summary = "measure what quantization costs: size, speed, perplexity, accuracy"
     parser = add_verb(verbs, "eval", run, summary, DESCRIPTION, arguments="[MODEL ...]")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="checkpoint folders; in full precision, then quantized")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="checkpoint folders, the first in full precision")
     what = parser.add_argument_group("what is predicted")
     what.add_argument("--text", metavar="FILE", help="text for the perplexity")
     what.add_argument("--random", action="store_true", help="random tokens instead, for models of random weights")
@@ -51,9 +51,12 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add_number(what, "--questions", 400, "questions to ask the default model")
     which = parser.add_argument_group("variants")
     which.add_argument(
-        "--on-the-fly", default=",".join(ON_THE_FLY), metavar="NAME,...", help="roundings while loading, or none (default: int8,w4)"
+        "--on-the-fly",
+        default=",".join(ON_THE_FLY),
+        metavar="NAME,...",
+        help="rounded while loading, or none (default: int8,w4)",
     )
-    which.add_argument("--schemes", default="", metavar="NAME,...", help="quantize by these, or all, and measure that, too")
+    which.add_argument("--schemes", default="", metavar="NAME,...", help="quantize by these, or all, and measure that")
     which.add_argument("--calibration", metavar="FILE", help="text for the schemes that need one")
     which.add_argument("--work", metavar="FOLDER", type=Path, help="keep what was quantized there, for the next time")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the figures: .png, .svg or .pdf")
@@ -132,13 +135,14 @@ def _variants(args: argparse.Namespace, model: Path, work: Path) -> list["Varian
     from lightvllm.hub import resolve_model
 
     options = given(args, EngineConfig)
-    variants = [Variant(options.get("dtype", "full precision"), options | {"model": str(model)})]
-    for name in _names(args.on_the_fly, ON_THE_FLY, "on_the_fly"):
-        variants.append(Variant(f"{name}, while loading", options | {"model": str(model), "quantization": name}))
-    for scheme in _names(args.schemes, tuple(SCHEMES), "schemes"):
-        variants.append(Variant(scheme, options | {"model": str(_quantized(args, model, scheme, work))}))
+    on_the_fly = _names(args.on_the_fly, ON_THE_FLY, "on_the_fly")
+    schemes = _names(args.schemes, tuple(SCHEMES), "schemes")
     folders = [resolve_model(folder) for folder in args.models[1:]]
-    return variants + [Variant(folder.name, options | {"model": str(folder)}) for folder in folders]
+    variants = [Variant("full precision", options | {"model": str(model)})]
+    variants += [Variant(f"{name}, while loading", variants[0].options | {"quantization": name}) for name in on_the_fly]
+    made = [(scheme, _quantized(args, model, scheme, work)) for scheme in schemes]
+    made += [(folder.name, folder) for folder in folders]
+    return variants + [Variant(name, options | {"model": str(folder)}) for name, folder in made]
 
 
 def _names(text: str, known: tuple[str, ...], flag: str) -> list[str]:

@@ -30,7 +30,7 @@ SPLIT, SEED, PAIRS = "dev", 1, 2
 
 def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Add the verb to the command line."""
-    parser = add_verb(verbs, "quantize", run, "round a model's weights", DESCRIPTION, arguments="MODEL OUT --scheme NAME")
+    parser = add_verb(verbs, "quantize", run, "round weights", DESCRIPTION, arguments="MODEL OUT --scheme NAME")
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, hub name, or default")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--scheme", required=True, choices=list(SCHEMES), help="how")

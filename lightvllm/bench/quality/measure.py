@@ -120,7 +120,7 @@ def measure(job: Job) -> Result:
 
 def bytes_of_weights(model: torch.nn.Module) -> int:
     """All tensors that the model holds, each counted once: parameters, and what linear layers packed."""
-    tensors = list(model.parameters())
+    tensors: list[Tensor] = list(model.parameters())
     for module in model.modules():
         if isinstance(module, Linear) and module.product is not None:
             tensors += [value for value in vars(module.product).values() if isinstance(value, Tensor)]

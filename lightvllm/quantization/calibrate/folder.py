@@ -95,7 +95,7 @@ class CheckpointFolder:
         if count == 1:
             (self._partial / "0.safetensors").rename(self._partial / "model.safetensors")
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for index, names in enumerate(self._shards):
             file = f"model-{index + 1:05}-of-{count:05}.safetensors"
             (self._partial / f"{index}.safetensors").rename(self._partial / file)
@@ -121,7 +121,7 @@ def quantized_tensors(module: str, values: Tensor, scales: Tensor, bits: int) ->
 
 
 def pack_nibbles(values: Tensor) -> Tensor:
-    """Eight 4-bit values an int32, each plus 8, the first in the lowest bits: [outputs, inputs] -> [outputs, inputs / 8]"""
+    """Eight values an int32, each plus 8, the first in the lowest bits: [outputs, inputs] -> [outputs, inputs / 8]"""
     low, high = (values + 8).to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
     return (low | high << 4).contiguous().view(torch.int32)
 

@@ -1,9 +1,9 @@
 """GPTQ (Frantar et al., 2022, https://arxiv.org/abs/2210.17323): rounding that makes up for its own errors.
 
-A layer's outputs change by tr(E H Eᵀ), where E is the change of its weight and H = XᵀX the products of its inputs. Inputs
-are rounded one after the other, those that matter most first, and the weights of those that are still to come move so
-that they cancel as much of the error as they can: by the rows of the Cholesky factor of H's inverse. Scales are chosen
-before, from the weight as it was, so that the order leaves no trace in the checkpoint.
+A layer's outputs change by tr(E H Eᵀ), where E is the change of its weight and H = XᵀX the products of its inputs.
+These are rounded one after the other, those that matter most first, and the weights of those that are still to come
+move so that they cancel as much of the error as they can: by the rows of the Cholesky factor of H's inverse. Scales are
+chosen before, from the weight as it was, so that the order leaves no trace in the checkpoint.
 """
 
 import torch

@@ -65,9 +65,7 @@ def quantize_checkpoint(
     with CheckpointFolder(out, overwrite) as folder, torch.no_grad():
         walk = _Walk(whole, weights, chosen, grid, folder)
         layers = tuple(walk.run([torch.tensor(sequence) for sequence in sequences], show_progress))
-        report = Report(
-            scheme, grid.group_size, sum(map(len, sequences)), walk.bytes_before, walk.bytes_after, layers
-        )
+        report = Report(scheme, grid.group_size, sum(map(len, sequences)), walk.bytes_before, walk.bytes_after, layers)
         hf_config = read_json(model / "config.json")
         folder.write_json("config.json", hf_config | {"quantization_config": chosen.quantization_config(group_size)})
         folder.write_json(REPORT_FILE, report.record())
@@ -78,7 +76,11 @@ def quantize_checkpoint(
 def _check(
     model: Path, out: Path, chosen: Scheme, scheme: str, group_size: int, sequences: Sequence[Sequence[int]]
 ) -> ModelConfig:
-    if model.is_dir() and (model / "config.json").is_file() and read_json(model / "config.json").get("quantization_config"):
+    if (
+        model.is_dir()
+        and (model / "config.json").is_file()
+        and read_json(model / "config.json").get("quantization_config")
+    ):
         raise ValueError(f"model: {str(model)!r} is quantized already; give the checkpoint in full precision")
     config = ModelConfig.from_pretrained(model)
     if group_size not in GROUP_SIZES:
@@ -99,12 +101,12 @@ def _check(
 
 def _check_group_size(model: CausalLM, group_size: int) -> None:
     for name, linear in _linears(model.model):
-        if linear.weight.shape[1] % group_size:
-            fitting = [size for size in GROUP_SIZES if linear.weight.shape[1] % size == 0]
+        assert linear.weight is not None
+        inputs = linear.weight.shape[1]
+        if inputs % group_size:
+            fitting = [size for size in GROUP_SIZES if inputs % size == 0]
             hint = f"; of these fit {fitting}" if fitting else ", and neither do the others"
-            raise ValueError(
-                f"group_size: {group_size} does not divide the {linear.weight.shape[1]} inputs of model.{name}{hint}"
-            )
+            raise ValueError(f"group_size: {group_size} does not divide the {inputs} inputs of model.{name}{hint}")
 
 
 def _linears(module: nn.Module) -> list[tuple[str, Linear]]:

@@ -86,6 +86,8 @@ def test_bytes_of_rounded_weights(text_checkpoint: Checkpoint) -> None:
     model = LightvLLM.from_pretrained(text_checkpoint.path).model
     full = bytes_of_weights(model)
     model.pack("int8")
-    weights = sum(p.numel() for name, p in text_checkpoint.model.named_parameters() if "proj" in name or "lm_head" in name)
+    weights = sum(
+        p.numel() for name, p in text_checkpoint.model.named_parameters() if "proj" in name or "lm_head" in name
+    )
     # A quarter of float32; scales, and padding to whole panels, come on top.
     assert full - 3 * weights <= bytes_of_weights(model) < full - 2.3 * weights

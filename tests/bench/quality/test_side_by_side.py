@@ -47,7 +47,7 @@ def test_figures_that_nobody_has_are_left_out(rows: list[report.Row]) -> None:
 def test_the_picture(rows: list[report.Row], tmp_path: Path) -> None:
     draw(rows, tmp_path / "quality.svg")
     picture = (tmp_path / "quality.svg").read_text()
-    assert picture.count("<g id=\"axes_") == 10
+    assert picture.count('<g id="axes_') == 10
 
 
 def test_a_reference_that_fails_ends_it_all(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def unpack(packed: torch.Tensor, shape: list[int], bits: int = 4) -> np.ndarray:
-    """Little-endian fields of each 32-bit word, biased by 2^(bits - 1): value i of a row is in word i // (32 / bits)."""
+    """Fields of 32-bit words, the first in the lowest bits, each plus 2^(bits - 1)."""
     words = packed.numpy().astype(np.int64) & 0xFFFFFFFF
     per_word = 32 // bits
     values = np.empty(shape, dtype=np.int64)

@@ -18,6 +18,13 @@ def write(path: Path, overwrite: bool = False, **tensors: torch.Tensor) -> None:
         folder.write_json("config.json", {"names": list(tensors)})
 
 
+def interrupted(path: Path, overwrite: bool = False) -> None:
+    with CheckpointFolder(path, overwrite) as folder:
+        folder.add({"b": torch.ones(3)})
+        folder.write_json("config.json", {})
+        raise KeyboardInterrupt
+
+
 def test_eight_values_lie_in_an_integer() -> None:
     [[packed]] = pack_nibbles(torch.tensor([[-8, -7, -6, -5, 4, 5, 6, 7]], dtype=torch.int8)).tolist()
     assert packed & 0xFFFFFFFF == 0xFEDC3210
@@ -47,24 +54,22 @@ def test_it_appears_at_the_end(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), CheckpointFolder(tmp_path / "out") as folder:
-        folder.add({"a": torch.ones(3)})
-        folder.write_json("config.json", {})
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "out", a=torch.ones(1))
-    with pytest.raises(KeyboardInterrupt), CheckpointFolder(tmp_path / "out", overwrite=True):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert read_tensors(tmp_path / "out").keys() == {"a"}
 
 
 def test_overwriting_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "out", a=torch.ones(1))
-    with pytest.raises(ValueError, match="out: .* is there already"):
+    with pytest.raises(ValueError, match="is there already; overwrite replaces it"):
         CheckpointFolder(tmp_path / "out")
     write(tmp_path / "out", overwrite=True, b=torch.ones(1))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -100,5 +105,9 @@ def test_other_files_come_along(tmp_path: Path) -> None:
         folder.add({"a": torch.ones(1)})
         folder.write_json("config.json", {"new": True})
         folder.copy_others(source)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tokenizer.json", "config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "tokenizer.json",
+        "config.json",
+        "model.safetensors",
+    }
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"new": True}

@@ -45,7 +45,9 @@ def perplexity_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], f
 
     def get(scheme: str) -> float:
         if scheme not in found:
-            sequences = calibration(DEFAULT_MODEL, scheme, None, samples=32, length=400) if SCHEMES[scheme].needs_data else []
+            sequences = (
+                calibration(DEFAULT_MODEL, scheme, None, samples=32, length=400) if SCHEMES[scheme].needs_data else []
+            )
             quantize_checkpoint(DEFAULT_MODEL, work / scheme, scheme, sequences=sequences)
             write_plain(work / scheme, work / f"{scheme}-plain")
             found[scheme] = perplexity(work / f"{scheme}-plain", SCHEMES[scheme].rounds_inputs)
