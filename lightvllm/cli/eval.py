@@ -119,7 +119,7 @@ def _windows(args: argparse.Namespace, model: Path, vocab_size: int, samples: li
         token_ids = Tokenizer.from_pretrained(model).encode(read_text(args.text, "text"))
     elif args.random:
         draw = random.Random(0)
-        token_ids = draw.choices(range(vocab_size), k=args.limit + 1)
+        token_ids = draw.choices(range(vocab_size), k=max(1, args.limit) + 1)
     elif samples:
         from lightvllm.training.answers import tokenized
 

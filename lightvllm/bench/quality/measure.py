@@ -97,7 +97,10 @@ def measure(job: Job) -> Result:
         ValueError: it does not open, or a window does not fit.
     """
     with LLM(**job.options) as llm:
-        runner = worker_of(llm).runner
+        runner, most = worker_of(llm).runner, worker_of(llm).plan.max_model_len
+        longest = max(len(token_ids) for token_ids, _ in job.windows)
+        if longest > most:
+            raise ValueError(f"length: a window has {longest} tokens, but max_model_len is {most}")
         weight_bytes = bytes_of_weights(runner.model)
         speed = compare(llm, SPEED, REPEATS)
         llm.reset_prefix_cache()  # the windows are written over what it has
@@ -141,10 +144,8 @@ def _score(runner: ModelRunner, token_ids: list[int], first_counted: int, compar
 
 def _hidden_states(runner: ModelRunner, token_ids: list[int]) -> Tensor:
     """The tokens as the first and only request of an engine's step: [num_tokens, hidden_size]"""
-    length, block_size = len(token_ids), runner.requests.block_size
-    num_blocks = -(-length // block_size)
-    if num_blocks > len(runner.cache[0].key):
-        raise ValueError(f"length: a window of {length} tokens does not fit the KV cache; raise kv_cache_memory_bytes")
+    length = len(token_ids)
+    num_blocks = -(-length // runner.requests.block_size)
     lengths = np.array([length])
     blocks = np.arange(num_blocks, dtype=np.int32)[None]
     attention = runner.backend(runner.cache, PagedBatch(lengths, lengths, blocks, np.arange(length)))

@@ -86,7 +86,11 @@ class CheckpointFolder:
 
     def _write_shard(self) -> None:
         if self._pending:
-            save_file(self._pending, self._partial / f"{len(self._shards)}.safetensors", metadata={"format": "pt"})
+            file = self._partial / f"{len(self._shards)}.safetensors"
+            file.touch()
+            mode = file.stat().st_mode
+            save_file(self._pending, file, metadata={"format": "pt"})
+            file.chmod(mode)  # it would be readable for its owner alone
             self._shards.append(list(self._pending))
             self._pending = {}
 

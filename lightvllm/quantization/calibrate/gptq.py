@@ -3,7 +3,7 @@
 A layer's outputs change by tr(E H Eᵀ), where E is the change of its weight and H = XᵀX the products of its inputs.
 These are rounded one after the other, those that matter most first, and the weights of those that are still to come
 move so that they cancel as much of the error as they can: by the rows of the Cholesky factor of H's inverse. Scales are
-chosen before, from the weight as it was, so that the order leaves no trace in the checkpoint.
+those of the weight as it was, so that the order leaves no trace in the checkpoint.
 """
 
 import torch
@@ -15,17 +15,17 @@ BLOCK = 128  # inputs after which the others are brought up to date, in one prod
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: few tokens leave H singular
 
 
-def compensated_rounding(weight: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def compensated_rounding(weight: Tensor, scales: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
     """Round a weight for the inputs of which H is given.
 
     Args:
         weight: [outputs, inputs] float32
+        scales: [outputs, groups] float32
         hessian: [inputs, inputs] float32, the sum over tokens of x xᵀ.
 
     Returns:
-        values [outputs, inputs] int8, scales [outputs, groups] float32
+        [outputs, inputs] int8
     """
-    scales = grid.scales(weight)
     order = hessian.diagonal().argsort(descending=True, stable=True)
     inverse = _inverse_factor(hessian[order][:, order])
     remaining = weight[:, order]
@@ -41,7 +41,7 @@ def compensated_rounding(weight: Tensor, hessian: Tensor, grid: Grid) -> tuple[T
             errors[:, i - start] = ((column - rounded * scale) / inverse[i, i])[:, 0]
             remaining[:, i:end] -= errors[:, i - start, None] * inverse[i, i:end]
         remaining[:, end:] -= errors @ inverse[start:end, end:]
-    return values, scales
+    return values
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Of the scale that keeps the largest weight, what is tried.
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -28,6 +31,20 @@ class Grid:
         groups = weight.unflatten(1, (-1, self.group_size or weight.shape[1]))
         scales = (groups.abs().amax(dim=2) / (2 ** (self.bits - 1) - 1)).to(self.dtype).float()
         return torch.where(scales > 0, scales, 1.0)  # a group of zeros may have any
+
+    def fitted_scales(self, weight: Tensor, importance: Tensor) -> Tensor:
+        """Those that lose least, of a few: a group's largest weight may fall short for all others to be rounded more finely.
+
+        importance: [inputs], how much an error of each input's weights counts.
+        """
+        largest = self.scales(weight)
+        best, least = largest, torch.full_like(largest, torch.inf)
+        for share in SHARES:
+            scales = (share * largest).to(self.dtype).float()
+            errors = (restore(self.round(weight, scales), scales) - weight).square() * importance
+            lost = errors.unflatten(1, (scales.shape[1], -1)).sum(2)
+            best, least = torch.where(lost < least, scales, best), torch.minimum(lost, least)
+        return best
 
     def round(self, weight: Tensor, scales: Tensor) -> Tensor:
         """The nearest whole numbers: [outputs, inputs], scales [outputs, groups] -> [outputs, inputs] int8"""

@@ -21,7 +21,7 @@ from lightvllm.models.decoder import DecoderLayer
 from lightvllm.quantization.calibrate.grid import Grid, round_inputs
 from lightvllm.quantization.calibrate.observe import Inputs
 
-POWERS = tuple(power / 10 for power in range(1, 11))
+POWERS = tuple(power / 8 for power in range(1, 9))
 SMALLEST = 1e-4
 
 

@@ -11,7 +11,7 @@ from lightvllm.layers.linear import Linear
 from lightvllm.layers.rotary import RotaryEmbedding
 from lightvllm.models.decoder import DecoderLayer
 
-MOST_ROWS = 1024
+MOST_ROWS = 512
 
 
 class Inputs:

@@ -31,6 +31,11 @@ class Scheme:
     summary: str
 
     @property
+    def fits_scales(self) -> bool:
+        """Whether scales are chosen by what is lost: where few values make the largest weight dear, and data tells."""
+        return self.bits == 4 and self.needs_data
+
+    @property
     def needs_data(self) -> bool:
         """Whether it looks at what the layers are given."""
         return self.migrates or self.compensates

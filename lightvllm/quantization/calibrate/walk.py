@@ -189,13 +189,15 @@ class _Walk:
     def _round_linear(self, name: str, linear: Linear, seen: Inputs | None) -> Iterator[LayerError]:
         assert linear.weight is not None
         weight = linear.weight.detach()
+        scales = self.grid.scales(weight)
+        if self.scheme.fits_scales:
+            assert seen is not None
+            scales = self.grid.fitted_scales(weight, seen.rows.square().mean(dim=0))
+        values = self.grid.round(weight, scales)
         if self.scheme.compensates:
             assert seen is not None
             assert seen.hessian is not None
-            values, scales = compensated_rounding(weight, seen.hessian, self.grid)
-        else:
-            scales = self.grid.scales(weight)
-            values = self.grid.round(weight, scales)
+            values = compensated_rounding(weight, scales, seen.hessian, self.grid)
         source = self.weights.sources[f"{name}.weight"]
         rounded = restore(values, scales)
         linear.product, linear.weight = _Simulated(rounded, self.scheme.rounds_inputs), None

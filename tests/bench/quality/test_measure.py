@@ -31,7 +31,8 @@ def test_perplexity_is_that_of_transformers(text_checkpoint: Checkpoint, tmp_pat
     assert result.num_tokens == len(losses) == 59 + 2 + 13
     assert result.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
     assert result.divergence is None
-    assert result.weight_bytes == sum(p.numel() * 4 for p in text_checkpoint.model.parameters())
+    plain = sum(p.numel() * 4 for p in text_checkpoint.model.parameters())
+    assert plain <= result.weight_bytes < 1.02 * plain  # packed outputs are padded
     assert result.peak_bytes > 2**26
     assert result.output_tokens_per_s > 0
 
@@ -78,7 +79,7 @@ def test_answers(text_checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_a_window_that_does_not_fit(text_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="length: a window of 250 tokens does not fit the KV cache"):
+    with pytest.raises(ValueError, match="length: a window has 250 tokens, but max_model_len is 200"):
         measure(job(text_checkpoint, tmp_path, windows=[(random_prompts(250)[0], 1)]))
 
 

@@ -42,6 +42,21 @@ def test_inputs_are_rounded_as_the_kernel_does() -> None:
     torch.testing.assert_close(round_inputs(x), product)
 
 
+def test_fitted_scales_lose_least_where_it_counts() -> None:
+    grid, weight = Grid(4, 32, torch.bfloat16), random(40, 128)
+    importance = random(128, seed=1).exp()
+    fitted = grid.fitted_scales(weight, importance)
+    assert torch.equal(fitted.to(torch.bfloat16).float(), fitted)
+
+    def lost(scales: torch.Tensor) -> torch.Tensor:
+        errors = (restore(grid.round(weight, scales), scales) - weight).square() * importance
+        return errors.unflatten(1, (4, 32)).sum(2)
+
+    assert (lost(fitted) <= lost(grid.scales(weight))).all()
+    assert lost(fitted).sum() < 0.9 * lost(grid.scales(weight)).sum()
+    assert torch.equal(Grid(4, 32, torch.float32).fitted_scales(torch.zeros(2, 64), torch.ones(64)), torch.ones(2, 2))
+
+
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, inputs: torch.Tensor) -> float:
     return (inputs @ (rounded - weight).T).norm().item()
 
@@ -49,15 +64,16 @@ def output_error(weight: torch.Tensor, rounded: torch.Tensor, inputs: torch.Tens
 def test_compensation_pays_for_inputs_that_belong_together() -> None:
     weight, grid = random(48, 256), Grid(4, 64, torch.bfloat16)
     inputs = random(2000, 24, seed=1) @ random(24, 256, seed=2) + 0.1 * random(2000, 256, seed=3)
-    values, scales = compensated_rounding(weight, inputs.T @ inputs, grid)
-    assert torch.equal(scales, grid.scales(weight))
+    scales = grid.scales(weight)
+    values = compensated_rounding(weight, scales, inputs.T @ inputs, grid)
     nearest = output_error(weight, grid.nearest(weight), inputs)
     assert output_error(weight, restore(values, scales), inputs) < 0.5 * nearest
 
 
 def test_without_anything_to_make_up_with_it_is_rounding() -> None:
     weight, grid = random(8, 192), Grid(4, 32, torch.float32)
-    values, scales = compensated_rounding(weight, torch.diag(random(192).abs() + 0.1), grid)
+    scales = grid.scales(weight)
+    values = compensated_rounding(weight, scales, torch.diag(random(192).abs() + 0.1), grid)
     assert torch.equal(values, grid.round(weight, scales))
 
 
@@ -65,9 +81,10 @@ def test_inputs_that_never_come_do_no_harm() -> None:
     weight, grid = random(16, 64), Grid(4, 32, torch.float32)
     inputs = random(100, 64, seed=1)
     inputs[:, ::2] = 0
-    values, scales = compensated_rounding(weight, inputs.T @ inputs, grid)
+    scales = grid.scales(weight)
+    values = compensated_rounding(weight, scales, inputs.T @ inputs, grid)
     assert output_error(weight, restore(values, scales), inputs) <= output_error(weight, grid.nearest(weight), inputs)
-    with_none, _ = compensated_rounding(weight, torch.zeros(64, 64), grid)
+    with_none = compensated_rounding(weight, scales, torch.zeros(64, 64), grid)
     assert torch.equal(with_none, grid.round(weight, scales))
 
 
@@ -76,5 +93,5 @@ def test_the_second_weight_takes_the_first_ones_error() -> None:
     grid = Grid(4, None, torch.float32)
     weight = torch.tensor([[7.0, 1.4, 2.4]])  # a step is 1; 1.4 becomes 1 and leaves 0.4 for 2.4, which makes it 3
     inputs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
-    values, _ = compensated_rounding(weight, inputs.T @ inputs * 1000, grid)
+    values = compensated_rounding(weight, grid.scales(weight), inputs.T @ inputs * 1000, grid)
     assert values.tolist() == [[7, 1, 3]]
