@@ -33,7 +33,7 @@ class Grid:
         return torch.where(scales > 0, scales, 1.0)  # a group of zeros may have any
 
     def fitted_scales(self, weight: Tensor, importance: Tensor) -> Tensor:
-        """Those that lose least, of a few: a group's largest weight may fall short for all others to be rounded more finely.
+        """Those that lose least, of a few: the largest weight may fall short, for the others to be rounded more finely.
 
         importance: [inputs], how much an error of each input's weights counts.
         """
