@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,9 +126,18 @@ def bytes_of_weights(model: torch.nn.Module) -> int:
     """All tensors that the model holds, each counted once: parameters, and what linear layers packed."""
     tensors: list[Tensor] = list(model.parameters())
     for module in model.modules():
-        if isinstance(module, Linear) and module.product is not None:
-            tensors += [value for value in vars(module.product).values() if isinstance(value, Tensor)]
+        if isinstance(module, Linear):
+            tensors += _tensors_of(module.product)
     return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+
+
+def _tensors_of(part: object) -> Iterator[Tensor]:
+    """Those that a product holds, or one within it."""
+    if isinstance(part, Tensor):
+        yield part
+    else:
+        for value in getattr(part, "__dict__", {}).values():
+            yield from _tensors_of(value)
 
 
 def _score(runner: ModelRunner, token_ids: list[int], first_counted: int, comparison: "_Comparison") -> Tensor:
