@@ -1,5 +1,6 @@
 """Between a Hugging Face checkpoint's tensors and a model's parameters, which fuse some of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,32 @@ class Source:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LazyWeights:
+    """A model's parameters, read from its checkpoint when they are asked for.
+
+    Attributes:
+        sources: parameter name -> the checkpoint tensors it is made of.
+        quantized: layer name -> what its quantized weight is made of.
+        tensors: all that the checkpoint has.
+    """
+
+    sources: dict[str, Source]
+    quantized: dict[str, list[Part]]
+    tensors: dict[str, StoredTensor]
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One parameter; used where it lies in the file if it needs neither fusing nor converting."""
+        source = self.sources[name]
+        if len(source.names) == 1:
+            return self.tensors[source.names[0]][:].to(device, dtype)
+        trailing = self.tensors[source.names[0]].get_shape()[1:]
+        data = torch.empty((sum(source.sizes), *trailing), dtype=dtype, device=device)
+        for part, part_name in zip(data.split(list(source.sizes)), source.names, strict=True):
+            part.copy_(self.tensors[part_name][:])
+        return data
 
 
 def parameter_sources(model: CausalLM) -> dict[str, Source]:
@@ -55,38 +82,54 @@ def hf_state_dict(model: CausalLM) -> dict[str, Tensor]:
     }
 
 
-def load_weights(model: CausalLM, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+def load_weights(
+    model: CausalLM,
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    pack: Callable[[Linear], None] = lambda layer: None,
+) -> None:
     """Give a model built on the meta device the weights of a checkpoint folder.
 
     Files are memory-mapped: a tensor that needs neither fusing nor converting is used where it lies, and of quantized
     layers no more than one is unpacked at a time.
 
+    Args:
+        pack: called with each layer once it has its weight.
+
+    Raises:
+        ValueError: see `open_weights`; quantized tensors that contradict each other.
+    """
+    weights = open_weights(model, path)
+    for name in weights.sources:
+        module_name, _, leaf = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        setattr(module, leaf, nn.Parameter(weights.read(name, dtype, device), requires_grad=False))
+        if isinstance(module, Linear) and leaf == "weight":
+            pack(module)
+    for name, parts in weights.quantized.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Linear)
+        load_layer(layer, parts, weights.tensors, dtype, device)
+    if "lm_head" not in weights.quantized:
+        model.tie_weights()
+
+
+def open_weights(model: CausalLM, path: Path) -> LazyWeights:
+    """The weights of a checkpoint folder for a model built on the meta device.
+
     Raises:
         ValueError: a quantization we cannot honour; no weights, or tensors missing, unknown or of a wrong shape or type
-            (one error that names them); quantized tensors that contradict each other.
+            (one error that names them).
     """
     tensors = _open_tensors(path)
     sources = parameter_sources(model)
-    layers = quantized_layers(model, tensors)
-    for name in layers:
+    quantized = quantized_layers(model, tensors)
+    for name in quantized:
         sources.pop(f"{name}.weight", None)  # a head that is tied by config.json, but has a weight, is not among them
-    _check(model, sources, layers, tensors, path)
-    for name, source in sources.items():
-        module_name, _, leaf = name.rpartition(".")
-        if len(source.names) == 1:
-            data = tensors[source.names[0]][:].to(device, dtype)
-        else:
-            shape = model.get_parameter(name).shape
-            data = torch.empty(shape, dtype=dtype, device=device)
-            for part, part_name in zip(data.split(list(source.sizes)), source.names, strict=True):
-                part.copy_(tensors[part_name][:])
-        setattr(model.get_submodule(module_name), leaf, nn.Parameter(data, requires_grad=False))
-    for name, parts in layers.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, Linear)
-        load_layer(layer, parts, tensors, dtype, device)
-    if "lm_head" not in layers:
-        model.tie_weights()
+    weights = LazyWeights(sources, quantized, tensors)
+    _check(model, weights, path)
+    return weights
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -123,20 +166,15 @@ def _open_tensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _check(
-    model: CausalLM,
-    sources: dict[str, Source],
-    layers: dict[str, list[Part]],
-    tensors: dict[str, StoredTensor],
-    path: Path,
-) -> None:
+def _check(model: CausalLM, weights: LazyWeights, path: Path) -> None:
+    tensors = weights.tensors
     expected: dict[str, Expected] = {}
-    for name, source in sources.items():
+    for name, source in weights.sources.items():
         trailing = model.get_parameter(name).shape[1:]
         expected |= {
             part: Expected(((size, *trailing),)) for part, size in zip(source.names, source.sizes, strict=True)
         }
-    quantized = [part for parts in layers.values() for part in parts]
+    quantized = [part for parts in weights.quantized.values() for part in parts]
     for part in quantized:
         expected |= part.tensors()
     unknown = tensors.keys() - expected.keys() - _superfluous(model, quantized, tensors)

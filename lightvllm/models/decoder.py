@@ -120,13 +120,17 @@ class CausalLM(Module):
             quantization: "int8" rounds their weights to 8 bits, "w4" to 4, but the head's, which suffers most, to 8.
                 None and the names of checkpoints' formats round nothing.
         """
-        bits = {"int8": 8, "w4": 4}.get(quantization or "")
         for module in self.modules():
             if isinstance(module, Linear):
-                module.pack(8 if module is self.lm_head and bits is not None else bits)
+                self.pack_layer(module, quantization)
         for module in self.modules():
             if isinstance(module, Module):
                 module.settle()
+
+    def pack_layer(self, layer: Linear, quantization: str | None) -> None:
+        """One of them, as soon as it has its weight."""
+        bits = {"int8": 8, "w4": 4}.get(quantization or "")
+        layer.pack(8 if layer is self.lm_head and bits is not None else bits)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightvllm.sql import build_messages, extract_sql, run_query
 from lightvllm.sql.prompt import Message
-from lightvllm.training.generator import make_sample
+from lightvllm.training.generator import Sample, make_sample
 
 # A list of chats in, the text that answers each out.
 Generate = Callable[[Sequence[list[Message]]], list[str]]
@@ -34,15 +34,25 @@ class Outcome:
 def evaluate(generate: Generate, split: str, seed: int, num_samples: int, num_pairs: int) -> list[Outcome]:
     """Asks every question of the split's first `num_samples` databases and compares the rows."""
     samples = [make_sample(split, seed, index, num_pairs) for index in range(num_samples)]
-    chats = [build_messages(sample.schema, pair.question) for sample in samples for pair in sample.pairs]
-    texts = iter(generate(chats))
-    outcomes = []
+    outcomes = judge(split, samples, generate(chats_of(samples)))
     for sample in samples:
-        for pair in sample.pairs:
-            written = extract_sql(next(texts))
-            correct, error = same_rows(sample.connection, pair.sql, written)
-            outcomes.append(Outcome(split, pair.kind, pair.question, pair.sql, written, correct, error))
         sample.connection.close()
+    return outcomes
+
+
+def chats_of(samples: Sequence[Sample]) -> list[list[Message]]:
+    """The messages that ask each question, in order."""
+    return [build_messages(sample.schema, pair.question) for sample in samples for pair in sample.pairs]
+
+
+def judge(split: str, samples: Sequence[Sample], texts: Sequence[str]) -> list[Outcome]:
+    """Compares the rows. texts: what was answered to each of `chats_of(samples)`."""
+    outcomes = []
+    questions = [(sample, pair) for sample in samples for pair in sample.pairs]
+    for (sample, pair), text in zip(questions, texts, strict=True):
+        written = extract_sql(text)
+        correct, error = same_rows(sample.connection, pair.sql, written)
+        outcomes.append(Outcome(split, pair.kind, pair.question, pair.sql, written, correct, error))
     return outcomes
 
 

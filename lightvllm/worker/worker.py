@@ -12,7 +12,7 @@ from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.hub import resolve_model
 from lightvllm.kernels.isa import use_isa
 from lightvllm.model_config import ModelConfig
-from lightvllm.models.bare import load_model, torch_dtype
+from lightvllm.models.bare import load_packed_model, torch_dtype
 from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
 from lightvllm.worker.memory import keep_freed_memory, make_resident
@@ -34,8 +34,7 @@ class Worker:
         use_isa(config.cpu_isa)
         self.dtype = torch_dtype(config.dtype, model_config)
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
-        model = load_model(path, model_config, self.dtype, self.device)
-        model.pack(config.quantization)
+        model = load_packed_model(path, model_config, self.dtype, self.device, config.quantization)
         weight_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         cache = allocate_kv_cache(self.plan, model_config, self.device)

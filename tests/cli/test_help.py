@@ -9,7 +9,7 @@ import pytest
 
 from lightvllm.cli.main import VERBS
 
-COMMANDS = [[], ["serve"], ["generate"], ["chat"], ["sql"], ["demo"], ["bench"], ["env"]]
+COMMANDS = [[], ["serve"], ["generate"], ["chat"], ["sql"], ["demo"], ["bench"], ["quantize"], ["eval"], ["env"]]
 COMMANDS += [["bench", kind] for kind in ("latency", "throughput", "prefix", "host", "startup", "serve", "overhead")]
 LIMIT_SECONDS = 0.3
 SHOW_HELP_AND_MODULES = """
