@@ -23,14 +23,16 @@ chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos --chaos-kills 10 --chaos-rounds 40 --timeout 1800
 
 # The kernels' tests with the address and undefined-behaviour sanitizers, in a copy: the package's own kernels stay.
+# libstdc++ is loaded early, too: the sanitizer looks for it when it begins, and Python itself has no need of it.
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(STAMP)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r setup.py pyproject.toml README.md LICENSE lightvllm tests $(SANITIZED) && rm -f $(SANITIZED)/lightvllm/kernels/_cpu*.so
-	cd $(SANITIZED) && CFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" $(abspath $(BIN))/python setup.py -q build_ext --inplace && test -e lightvllm/kernels/_cpu.so
-	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    $(abspath $(BIN))/python -m pytest tests/kernels --timeout 1800 $(PYTEST_ARGS)
+	cd $(SANITIZED) && CFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && test -e lightvllm/kernels/_cpu.so && ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(abspath $(BIN))/python -m pytest tests/kernels --capture=sys --timeout 1800 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
