@@ -27,14 +27,15 @@ while loading, by the schemes of `lightvllm quantize`, and the folders named aft
 Perplexity is over --text, in windows of --length tokens: each token is predicted from all those before it in its
 window, of which there are at least --length less --stride. The text's first token is not counted, as nothing precedes
 it. Without --text the default model answers questions about databases it never saw: their SQL is what is counted, and
-what it writes itself is run and compared with it.
+what it writes itself is run and compared with it. With --own-text the first model draws what is predicted.
 
   lightvllm eval --schemes all --plot quality.png
   lightvllm eval path/to/checkpoint path/to/smaller --text text.txt
-  lightvllm eval path/to/random/weights --random"""
+  lightvllm eval path/to/checkpoint --own-text --limit 2000"""
 ON_THE_FLY = ("int8", "w4")
 # The questions of the model card's first column: its seed and split.
 SPLIT, SEED, PAIRS = "unseen_domains", 20, 5
+LENGTH = 512
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -44,9 +45,9 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="checkpoint folders, the first in full precision")
     what = parser.add_argument_group("what is predicted")
     what.add_argument("--text", metavar="FILE", help="text for the perplexity")
-    what.add_argument("--random", action="store_true", help="random tokens instead, for models of random weights")
-    add_number(what, "--length", 512, "tokens of a window")
-    add_number(what, "--stride", 256, "tokens from one window to the next")
+    what.add_argument("--own-text", action="store_true", help="predict what the first model writes at temperature 1")
+    what.add_argument("--length", type=int, metavar="N", help=f"tokens of a window (default: {LENGTH})")
+    what.add_argument("--stride", type=int, metavar="N", help="tokens from one to the next (default: half its length)")
     add_number(what, "--limit", 20_000, "most tokens to predict")
     add_number(what, "--questions", 400, "questions to ask the default model")
     which = parser.add_argument_group("variants")
@@ -99,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _questions(args: argparse.Namespace, model: Path) -> list["Sample"]:
-    """Databases with questions, for the default model; none for another, or where something else is to be predicted."""
-    if model.resolve() != DEFAULT_MODEL.resolve() or args.random:
+    """Databases with questions, for the default model."""
+    if model.resolve() != DEFAULT_MODEL.resolve():
         return []
     from lightvllm.training.generator import make_sample
 
@@ -113,20 +114,53 @@ def _windows(args: argparse.Namespace, model: Path, vocab_size: int, samples: li
     from lightvllm.bench.quality.windows import Window, limited, text_windows
     from lightvllm.engine.tokenizer import Tokenizer
 
-    if args.text and args.random:
-        raise ValueError("text: given together with random, expected one of these")
+    if args.text and args.own_text:
+        raise ValueError("text: given together with own_text, expected one of these")
+    if args.limit < 1:
+        raise ValueError(f"limit: {args.limit} is out of range, expected at least 1")
+    if args.stride is not None and not args.text:
+        raise ValueError("stride: only with text")
+    if args.length is not None and not (args.text or args.own_text):
+        raise ValueError("length: only with text or own_text")
+    length = LENGTH if args.length is None else args.length
     if args.text:
         token_ids = Tokenizer.from_pretrained(model).encode(read_text(args.text, "text"))
-    elif args.random:
-        draw = random.Random(0)
-        token_ids = draw.choices(range(vocab_size), k=max(1, args.limit) + 1)
+    elif args.own_text:
+        return _own_text(args, model, vocab_size, length)
     elif samples:
         from lightvllm.training.answers import tokenized
 
         return limited([Window(*question) for sample in samples for question in tokenized(model, sample)], args.limit)
     else:
-        raise ValueError("text: the perplexity is over a text; give a file (or random, for a model of random weights)")
-    return limited(list(text_windows(token_ids, args.length, args.stride)), args.limit)
+        raise ValueError("text: the perplexity is over a text; give a file, or own_text")
+    stride = max(1, length // 2) if args.stride is None else args.stride
+    return limited(list(text_windows(token_ids, length, stride)), args.limit)
+
+
+def _own_text(args: argparse.Namespace, model: Path, vocab_size: int, length: int) -> list["Window"]:
+    """Windows that the model drew itself, each after a random first token.
+
+    On its own text no other model can be expected to do better; on others', an overconfident one gains by noise.
+    """
+    from lightvllm.bench.quality.windows import Window, limited
+    from lightvllm.llm import LLM
+    from lightvllm.sampling_params import SamplingParams
+
+    if length < 2:
+        raise ValueError(f"length: {length} is out of range, expected at least 2")
+    draw = random.Random(0)
+    prompts = [[draw.randrange(vocab_size)] for _ in range(-(-args.limit // (length - 1)))]
+    params = [
+        SamplingParams(temperature=1, max_tokens=length - 1, ignore_eos=True, detokenize=False, seed=seed)
+        for seed in range(len(prompts))
+    ]
+    options = given(args, EngineConfig) | {"model": str(model), "skip_tokenizer_init": True}
+    with LLM(**options) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
+    windows = [
+        Window([*prompt, *output.outputs[0].token_ids], 1) for prompt, output in zip(prompts, outputs, strict=True)
+    ]
+    return limited(windows, args.limit)
 
 
 def _variants(args: argparse.Namespace, model: Path, work: Path) -> list["Variant"]:

@@ -5,7 +5,6 @@ Both are JSON files, `Job` and `Result`.
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +55,7 @@ class Divergence:
     """How far a variant's predictions are from the reference's; means over the tokens compared.
 
     Attributes:
+        perplexity_error: the standard error of the ratio of the perplexities: that of the mean difference of losses.
         top_1: the share of tokens where both find the same one likeliest.
         kl: the Kullback-Leibler divergence of the reference's distribution from the variant's, in nats.
         logit_error, worst_logit_error: the mean and the largest difference of a logit, as a share of the standard
@@ -63,6 +63,7 @@ class Divergence:
     """
 
     num_tokens: int
+    perplexity_error: float
     top_1: float
     kl: float
     logit_error: float
@@ -107,17 +108,17 @@ def measure(job: Job) -> Result:
         llm.reset_prefix_cache()  # the windows are written over what it has
         with open(job.logits_file, "wb" if job.is_reference else "rb") as file, torch.inference_mode():
             comparison = _Comparison(file, job.is_reference, job.every)
-            losses = [_score(runner, *window, comparison) for window in job.windows]
+            losses = torch.cat([_score(runner, *window, comparison) for window in job.windows]).double()
+            divergence = comparison.result(losses)
         params = SamplingParams(temperature=0, max_tokens=MAX_ANSWER_TOKENS)
         outputs = llm.chat(job.chats, params, use_tqdm=False) if job.chats else []
-    num_tokens = sum(map(len, losses))
     return Result(
         weight_bytes=weight_bytes,
         peak_bytes=speed.memory.peak_bytes,
         output_tokens_per_s=speed.medians()["lightvllm"].output_tokens_per_s,
-        num_tokens=num_tokens,
-        perplexity=math.exp(sum(loss.double().sum().item() for loss in losses) / num_tokens),
-        divergence=comparison.result(),
+        num_tokens=len(losses),
+        perplexity=losses.mean().exp().item(),
+        divergence=divergence,
         texts=[output.outputs[0].text for output in outputs],
     )
 
@@ -196,12 +197,15 @@ class _Comparison:
         self.sums["spread"] += wanted.std(-1).double().sum().item()
         self.worst = max(self.worst, difference.max().item())
 
-    def result(self) -> Divergence | None:
-        """None for the reference itself."""
+    def result(self, losses: Tensor) -> Divergence | None:
+        """None for the reference itself. losses: [num_counted] float64; the reference's are kept in the file."""
         if self.is_reference:
+            self.file.write(losses.numpy().tobytes())
             return None
+        differences = losses - torch.from_numpy(np.fromfile(self.file, np.float64, len(losses)))
+        error = (differences.std(correction=0) / len(losses) ** 0.5).item()
         top_1, kl, difference, spread = (value / self.num_tokens for value in self.sums.values())
-        return Divergence(self.num_tokens, top_1, kl, difference / spread, self.worst / spread)
+        return Divergence(self.num_tokens, error, top_1, kl, difference / spread, self.worst / spread)
 
 
 def main(job_file: str, result_file: str) -> int:

@@ -19,7 +19,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         values = [getattr(row, column.key) for row in rows]
         colours = ["lightgrey" if row is rows[0] else "tab:orange" for row in rows]
         bars = panel.barh([row.name for row in rows], [value or 0.0 for value in values], color=colours)
-        labels = ["" if value is None else column.show(value, None) for value in values]
+        labels = ["" if value is None else column.show(row, None) for row, value in zip(rows, values, strict=True)]
         panel.bar_label(bars, labels, padding=2, fontsize=7)
         if values[0] is not None:
             panel.axvline(values[0], linestyle="--", color="tab:red", linewidth=1)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lightvllm.bench.quality.side_by_side import Outcome
 
@@ -26,6 +25,7 @@ class Row:
     peak_bytes: int | None = None
     output_tokens_per_s: float | None = None
     perplexity: float | None = None
+    perplexity_error: float | None = None
     accuracy: float | None = None
     top_1: float | None = None
     kl: float | None = None
@@ -39,37 +39,49 @@ class Column:
     """A figure of the table and the plot.
 
     Attributes:
-        show: the figure, and the reference's, as text.
+        show: a variant's figure as text, beside the reference's if that is given.
     """
 
     key: str
     header: str
-    show: Callable[[Any, Any], str]
+    show: Callable[[Row, Row | None], str]
 
 
-def _mebibytes(value: float, reference: float | None) -> str:
-    return f"{value / 2**20:,.1f}"
+def _mebibytes(key: str) -> Callable[[Row, Row | None], str]:
+    return lambda row, _: f"{getattr(row, key) / 2**20:,.1f}"
 
 
-def _perplexity(value: float, reference: float | None) -> str:
-    return f"{value:.4f}" + (f" ({100 * (value / reference - 1):+.2f} %)" if reference else "")
+def _plain(key: str, form: str) -> Callable[[Row, Row | None], str]:
+    return lambda row, _: form.format(getattr(row, key))
 
 
-def _accuracy(value: float, reference: float | None) -> str:
-    return f"{100 * value:.1f} %" + (f" ({100 * (value - reference):+.1f})" if reference else "")
+def _perplexity(row: Row, reference: Row | None) -> str:
+    assert row.perplexity is not None
+    text = f"{row.perplexity:.4f}"
+    if reference is None or reference.perplexity is None or row.perplexity_error is None:
+        return text
+    return f"{text} ({100 * (row.perplexity / reference.perplexity - 1):+.2f} ± {100 * row.perplexity_error:.2f} %)"
+
+
+def _accuracy(row: Row, reference: Row | None) -> str:
+    assert row.accuracy is not None
+    text = f"{100 * row.accuracy:.1f} %"
+    if reference is None or reference.accuracy is None:
+        return text
+    return f"{text} ({100 * (row.accuracy - reference.accuracy):+.1f})"
 
 
 COLUMNS = (
-    Column("disk_bytes", "files, MiB", _mebibytes),
-    Column("weight_bytes", "weights, MiB", _mebibytes),
-    Column("peak_bytes", "peak, MiB", _mebibytes),
-    Column("output_tokens_per_s", "tokens/s", lambda value, _: f"{value:,.0f}"),
+    Column("disk_bytes", "files, MiB", _mebibytes("disk_bytes")),
+    Column("weight_bytes", "weights, MiB", _mebibytes("weight_bytes")),
+    Column("peak_bytes", "peak, MiB", _mebibytes("peak_bytes")),
+    Column("output_tokens_per_s", "tokens/s", _plain("output_tokens_per_s", "{:,.0f}")),
     Column("perplexity", "perplexity", _perplexity),
     Column("accuracy", "SQL right", _accuracy),
-    Column("top_1", "same top token", lambda value, _: f"{100 * value:.2f} %"),
-    Column("kl", "KL, nats", lambda value, _: f"{value:.5f}"),
-    Column("logit_error", "logit error", lambda value, _: f"{value:.4f}"),
-    Column("worst_logit_error", "worst", lambda value, _: f"{value:.3f}"),
+    Column("top_1", "same top token", _plain("top_1", "{:.2%}")),
+    Column("kl", "KL, nats", _plain("kl", "{:.5f}")),
+    Column("logit_error", "logit error", _plain("logit_error", "{:.4f}")),
+    Column("worst_logit_error", "worst", _plain("worst_logit_error", "{:.3f}")),
 )
 
 
@@ -102,5 +114,5 @@ def shown_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _cell(column: Column, row: Row, reference: Row) -> str:
-    value = getattr(row, column.key)
-    return "" if value is None else column.show(value, None if row is reference else getattr(reference, column.key))
+    has_value = getattr(row, column.key) is not None
+    return column.show(row, None if row is reference else reference) if has_value else ""

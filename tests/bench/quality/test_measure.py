@@ -41,7 +41,7 @@ def test_perplexity_is_that_of_transformers(text_checkpoint: Checkpoint, tmp_pat
 def test_a_variant_against_the_reference(text_checkpoint: Checkpoint, tmp_path: Path, every: int) -> None:
     measure(job(text_checkpoint, tmp_path, every=every))
     same = measure(job(text_checkpoint, tmp_path, every=every, is_reference=False)).divergence
-    assert same == Divergence(-(-74 // every), 1.0, 0.0, 0.0, 0.0)
+    assert same == Divergence(-(-74 // every), 0.0, 1.0, 0.0, 0.0, 0.0)
     options = {"model": str(text_checkpoint.path), "quantization": "w4", **OPTIONS}
     rounded = measure(job(text_checkpoint, tmp_path, every=every, is_reference=False, options=options))
     assert rounded.divergence is not None
@@ -58,12 +58,14 @@ def test_divergence_by_its_definition(tmp_path: Path) -> None:
     with (tmp_path / "logits").open("wb") as file:
         for rows in wanted.split([3, 1, 6]):
             _Comparison(file, True, 1).add(rows)
+        _Comparison(file, True, 1).result(torch.tensor([1.0, 2.0, 3.0, 6.0]).double())
     with (tmp_path / "logits").open("rb") as file:
         comparison = _Comparison(file, False, 1)
         for rows in found.split([5, 5]):
             comparison.add(rows)
-    result = comparison.result()
+        result = comparison.result(torch.tensor([1.0, 4.0, 3.0, 8.0]).double())
     assert result is not None
+    assert result.perplexity_error == 0.5  # of 0, 2, 0, 2
     p, q = wanted.double().softmax(-1), found.double().softmax(-1)
     assert result.kl == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
     assert result.top_1 == (wanted.argmax(-1) == found.argmax(-1)).float().mean().item()

@@ -14,7 +14,14 @@ from tests.e2e.checkpoint import Checkpoint
 
 RESULT = {"weight_bytes": 2**20, "peak_bytes": 2**30, "output_tokens_per_s": 1234.5, "num_tokens": 9, "perplexity": 2.0,
           "divergence": None, "texts": []}  # fmt: skip
-DIVERGENCE = {"num_tokens": 9, "top_1": 0.995, "kl": 0.001, "logit_error": 0.02, "worst_logit_error": 0.3}
+DIVERGENCE = {
+    "num_tokens": 9,
+    "perplexity_error": 0.012,
+    "top_1": 0.995,
+    "kl": 0.001,
+    "logit_error": 0.02,
+    "worst_logit_error": 0.3,
+}
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def test_the_table(rows: list[report.Row], text_checkpoint: Checkpoint) -> None:
     assert head.split(" | ")[5:8] == ["perplexity", "SQL right", "same top token"]
     assert rule.count("|") == head.count("|") == full.count("|") == w4.count("|")
     assert " | 2.0000 | 96.0 % |" in full
-    assert " | 1,234 | 2.1000 (+5.00 %) | 95.0 % (-1.0) | 99.50 % | 0.00100 | 0.0200 | 0.300 |" in int8
+    assert " | 1,234 | 2.1000 (+5.00 ± 1.20 %) | 95.0 % (-1.0) | 99.50% | 0.00100 | 0.0200 | 0.300 |" in int8
     assert w4.startswith("| w4 | out of luck |")
 
 
@@ -75,18 +82,25 @@ def test_the_command(text_checkpoint: Checkpoint, tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "text: the perplexity is over a text"),
-        (["--random", "--text", "x"], "text: given together with random"),
+        (["--own-text", "--text", "x"], "text: given together with own_text"),
         (["--text", "/no/such/file"], "text: cannot read '/no/such/file'"),
-        (["--random", "--on-the-fly", "int9"], "on_the_fly: 'int9' is unknown, did you mean int8?"),
-        (["--random", "--schemes", "w4-gptqq"], "schemes: 'w4-gptqq' is unknown, did you mean w4-gptq?"),
-        (["--random", "--stride", "512"], "stride: 512 is out of range"),
-        (["--random", "--limit", "0"], "limit: 0 is out of range"),
-        (["--random", "--plot", "x.gif"], "--plot: 'x.gif' is no .png"),
-        (["--random", "--schemes", "w4-gptq"], "calibration: the scheme w4-gptq looks at what the layers compute"),
+        (["--text", "{text}", "--on-the-fly", "int9"], "on_the_fly: 'int9' is unknown, did you mean int8?"),
+        (["--text", "{text}", "--schemes", "w4-gptqq"], "schemes: 'w4-gptqq' is unknown, did you mean w4-gptq?"),
+        (["--text", "{text}", "--stride", "512"], "stride: 512 is out of range, expected 1 to 511, less than length"),
+        (["--own-text", "--stride", "5"], "stride: only with text"),
+        (["--length", "5"], "length: only with text or own_text"),
+        (["--own-text", "--limit", "0"], "limit: 0 is out of range"),
+        (["--own-text", "--plot", "x.gif"], "--plot: 'x.gif' is no .png"),
+        (
+            ["--text", "{text}", "--schemes", "w4-gptq"],
+            "calibration: the scheme w4-gptq looks at what the layers compute",
+        ),
     ],
 )
 def test_mistakes(
-    text_checkpoint: Checkpoint, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    text_checkpoint: Checkpoint, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "text.txt").write_text("the land")
+    words = [word.format(text=tmp_path / "text.txt") for word in words]
     assert main(["eval", str(text_checkpoint.path), *words]) == 1
     assert message in capsys.readouterr().err
