@@ -8,7 +8,9 @@ products are of integers.
 from torch import Tensor
 
 from lightvllm import kernels
-from lightvllm.quantization.rounding import GROUP_SIZE, round_weight
+
+# Inputs that share a scale where nothing else is said, of 4 bits.
+GROUP_SIZE = 128
 
 
 class QuantizedProduct:
@@ -44,7 +46,7 @@ class QuantizedProduct:
     def round(cls, weight: Tensor, bits: int) -> "QuantizedProduct":
         """Of a plain weight, [out_features, in_features]: one scale for each output, of 4 bits for each group."""
         group_size = weight.shape[1] if bits == 8 else GROUP_SIZE
-        values, scales = round_weight(weight, bits, group_size)
+        values, scales = kernels.round_weight(weight, bits, group_size)
         return cls(values, scales, None, bits, group_size)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:

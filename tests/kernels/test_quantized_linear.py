@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from lightvllm import kernels
-from lightvllm.kernels import reference
+from lightvllm.kernels import reference, round_weight
 from lightvllm.quantization.product import QuantizedProduct
-from lightvllm.quantization.rounding import round_weight
 from tests.kernels.test_linear import SHAPES, TYPES, assert_close
 
 pytestmark = pytest.mark.skipif(not kernels.COMPILED, reason="the CPU kernels were not built")
