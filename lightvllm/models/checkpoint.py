@@ -111,6 +111,7 @@ def load_weights(
         layer = model.get_submodule(name)
         assert isinstance(layer, Linear)
         load_layer(layer, parts, weights.tensors, dtype, device)
+        pack(layer)
     if "lm_head" not in weights.quantized:
         model.tie_weights()
 
