@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightvllm.attention.base import Attention
 from lightvllm.layers.attention import AttentionOptions, SelfAttention
+from lightvllm.layers.embedding import Embedding
 from lightvllm.layers.linear import Linear
 from lightvllm.layers.mlp import GatedMLP
 from lightvllm.layers.module import Module
@@ -48,7 +49,7 @@ class Decoder(Module):
 
     def __init__(self, config: ModelConfig, options: list[AttentionOptions]) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i, option) for i, option in enumerate(options))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config.rope, config.head_dim, config.max_position_embeddings)
