@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve test chaos lint format model clean
+.PHONY: demo serve test chaos sanitize lint format model clean
 
 # Through the environment: a question may hold quotes and dollar signs.
 demo: export QUESTION = $(value ASK)
@@ -21,6 +21,18 @@ test: lint
 # Minutes of mistreatment of a real server; the tests have a short form of it.
 chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos --chaos-kills 10 --chaos-rounds 40 --timeout 1800
+
+# The kernels' tests with the address and undefined-behaviour sanitizers, in a copy: the package's own kernels stay.
+# libstdc++ is loaded early, too: the sanitizer looks for it when it begins, and Python itself has no need of it.
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(STAMP)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r setup.py pyproject.toml README.md LICENSE lightvllm tests $(SANITIZED) && rm -f $(SANITIZED)/lightvllm/kernels/_cpu*.so
+	cd $(SANITIZED) && CFLAGS="$(SANITIZERS) -g1" LDFLAGS="$(SANITIZERS)" $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && test -e lightvllm/kernels/_cpu.so && ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(abspath $(BIN))/python -m pytest tests/kernels --capture=sys --timeout 1800 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,8 +29,10 @@ class EngineConfig:
         default=None, metadata={"help": "values that take the place of config.json's (JSON)"}
     )
     dtype: str = _option("auto", "auto (the checkpoint's), float32, bfloat16 or float16")
-    quantization: Literal["int8", "w4"] | None = _option(
-        None, "round the weights while loading: int8, or w4 (4 bits, the head 8)"
+    quantization: Literal["int8", "w4", "gptq", "awq", "compressed-tensors", "bitsandbytes"] | None = _option(
+        None,
+        "round the weights while loading: int8, or w4 (4 bits, the head 8); a quantized checkpoint needs no flag, its "
+        "format's name is taken and checked",
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")
@@ -41,7 +43,12 @@ class EngineConfig:
     max_num_batched_tokens: int = _option(4096, "most tokens computed in one step")
     long_prefill_token_threshold: int = _option(0, "most tokens of one request computed in one step; 0: no limit")
     block_size: int = _option(16, "tokens per KV-cache block")
-    kv_cache_memory_bytes: int | None = _option(None, "size of the KV cache; default: from the memory that is free")
+    kv_cache_memory_bytes: int | None = _option(
+        None, "size of the KV cache, all of it taken at start; default: from the memory that is free, taken as it fills"
+    )
+    kv_cache_dtype: Literal["auto", "int8"] = _option(
+        "auto", "type of the KV cache: auto (the model's), or int8, which holds about twice the tokens"
+    )
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")
     enable_prefix_caching: bool = _option(True, "keep the KV cache of prompts for later ones that begin alike")
     scheduling_policy: Literal["fcfs", "priority"] = _option("fcfs", "which request goes first")
@@ -49,6 +56,9 @@ class EngineConfig:
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Literal["auto", "kernel", "sdpa", "reference"] = _option("auto", "attention implementation")
+    cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni"] = _option(
+        "auto", "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too"
+    )
     # What vLLM's users set explicitly and has one value here so far: that one is taken, any other is an error.
     tensor_parallel_size: Literal[1] = _option(1, "devices that share the model: one so far")
     enforce_eager: Literal[True] = _option(True, "run without captured graphs: always so far")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightvllm.quantization.config import quantization_config
+
 # The fields of config.json that may be missing there and still mean something here.
 _READ = frozenset(
     (
@@ -36,7 +38,8 @@ class RopeConfig:
 class ModelConfig:
     """A decoder-only transformer's shape, in Hugging Face's terms.
 
-    `layer_windows` gives each layer's sliding window in tokens, None for full attention.
+    `layer_windows` gives each layer's sliding window in tokens, None for full attention; `quantization` config.json's
+    `quantization_config`, None where the weights are in full precision.
     """
 
     architecture: str
@@ -56,6 +59,7 @@ class ModelConfig:
     mlp_bias: bool = False
     hidden_act: str = "silu"
     dtype: str = "float32"
+    quantization: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = ()
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -99,8 +103,6 @@ class ModelConfig:
             raise ValueError(
                 f"config.json: num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
             )
-        if hf.get("quantization_config"):
-            raise ValueError("config.json: has a quantization_config; quantized checkpoints are not supported yet")
         max_positions = hf.get("max_position_embeddings", 2048)
         return cls(
             architecture=architectures[0],
@@ -120,6 +122,7 @@ class ModelConfig:
             mlp_bias=bool(hf.get("mlp_bias", False)),
             hidden_act=hf.get("hidden_act", "silu"),
             dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32",
+            quantization=quantization_config(hf),
             eos_token_ids=eos_token_ids(generation) or eos_token_ids(hf),
             generation_defaults=_generation_defaults(generation),
         )

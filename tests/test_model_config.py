@@ -87,6 +87,8 @@ def test_generation_config_of_another_folder(tmp_path: Path) -> None:
     assert read_generation_config("vllm", model) == ({}, (7,))
 
 
-def test_quantized_checkpoints_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="quantization_config"):
-        read(tmp_path, {"quantization_config": {"quant_method": "gptq"}})
+def test_the_quantization_is_kept_and_an_unknown_one_named(tmp_path: Path) -> None:
+    assert read(tmp_path, {}).quantization is None
+    assert read(tmp_path, {"quantization_config": {"quant_method": "gptq"}}).quantization == {"quant_method": "gptq"}
+    with pytest.raises(ValueError, match=r"quantization_config\.quant_method: 'aqlm'"):
+        read(tmp_path, {"quantization_config": {"quant_method": "aqlm"}})

@@ -16,7 +16,10 @@ from lightvllm.attention.base import AttentionLayer
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's keys and values, each [num_blocks, block_size, num_kv_heads, head_dim]."""
+    """One layer's keys and values, each [num_blocks, block_size, num_kv_heads, head_dim].
+
+    In int8 a head has four bytes more, see `lightvllm.kernels.reference.round_heads`.
+    """
 
     key: Tensor
     value: Tensor

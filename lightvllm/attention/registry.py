@@ -16,7 +16,7 @@ BACKENDS = {
     "sdpa": ("lightvllm.attention.sdpa", "SDPAAttention"),
     "reference": ("lightvllm.attention.kernel", "ReferenceAttention"),
 }
-MOST_HEADS_A_KEY = 72  # MOST_ROWS of kernels/cpu/paged_attention.cpp
+MOST_HEADS_A_KEY = 72  # MOST_ROWS of kernels/cpu/attention_pieces.h
 
 
 def attention_backend(

@@ -2,9 +2,9 @@
 
 Reference twin: `lightvllm.kernels.reference.paged_attention`; test: tests/attention/test_backends.py.
 
-PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first. What the step's
-requests need is worked out once for all layers: requests with one token (decodes) go through in groups of like length,
-the heads that share keys folded into the query dimension; longer ones (prefill chunks) one by one.
+PyTorch has no kernel that follows a block table, so keys and values are gathered into workspace first; int8 is widened
+there. What the step's requests need is worked out once for all layers: requests with one token (decodes) go through in
+groups of like length, the heads that share keys folded into the query dimension; longer ones (chunks) one by one.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightvllm.attention.base import AttentionLayer
 from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
-from lightvllm.kernels.reference import visible
+from lightvllm.kernels.reference import visible, widen_heads
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class DecodeGroup:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One request's tokens [start, end) of the step. `blocks` is None if they are its first: nothing to gather."""
+    """One request's tokens [start, end) of the step.
+
+    `blocks` is None where there is nothing to gather: they are its first, and the cache holds them as they are.
+    """
 
     start: int
     end: int
@@ -47,6 +50,7 @@ class SDPAAttention(PagedAttention):
 
     def __init__(self, cache: list[LayerCache], batch: PagedBatch) -> None:
         super().__init__(cache, batch)
+        self.is_int8 = cache[0].key.dtype == torch.int8
         self.groups = self._decode_groups()
         self.chunks = self._chunks()
         self.masks: dict[tuple[int, int | None], Tensor | None] = {}
@@ -85,8 +89,9 @@ class SDPAAttention(PagedAttention):
         start = 0
         for i, (query_len, seq_len) in enumerate(zip(self.batch.query_lens, self.batch.seq_lens, strict=True)):
             if query_len > 1:
-                is_first = query_len == seq_len
-                blocks = None if is_first else self._tensor(self.batch.block_table[i, : -(-seq_len // self.block_size)])
+                is_at_hand = query_len == seq_len and not self.is_int8
+                num_blocks = -(-seq_len // self.block_size)
+                blocks = None if is_at_hand else self._tensor(self.batch.block_table[i, :num_blocks])
                 chunks.append(Chunk(start, start + int(query_len), int(seq_len), blocks))
             start += int(query_len)
         return chunks
@@ -103,12 +108,14 @@ class SDPAAttention(PagedAttention):
             output[part] = self._prefill(layer, cache, query[part], key[part], value[part], chunk, len(self.groups) + i)
         return output
 
+    def _numbers(self, gathered: Tensor, dtype: torch.dtype) -> Tensor:
+        return widen_heads(gathered).to(dtype) if self.is_int8 else gathered
+
     def _decode(self, layer: AttentionLayer, cache: LayerCache, query: Tensor, group: DecodeGroup, i: int) -> Tensor:
         """query: [group, num_heads, head_dim] -> the same shape"""
         size = len(query)
         keys, values = (
-            x.flatten(0, 1)
-            .index_select(0, group.slots)
+            self._numbers(x.flatten(0, 1).index_select(0, group.slots), query.dtype)
             .view(size, -1, layer.num_kv_heads, layer.head_dim)
             .transpose(1, 2)
             for x in (cache.key, cache.value)
@@ -137,7 +144,8 @@ class SDPAAttention(PagedAttention):
         """query: [query_len, num_heads, head_dim]; key, value: [query_len, num_kv_heads, head_dim] -> shape of query"""
         if chunk.blocks is not None:
             key, value = (
-                x.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.seq_len] for x in (cache.key, cache.value)
+                self._numbers(x.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.seq_len], query.dtype)
+                for x in (cache.key, cache.value)
             )
         is_causal = chunk.blocks is None and (layer.sliding_window is None or chunk.seq_len <= layer.sliding_window)
         if (i, layer.sliding_window) not in self.masks:

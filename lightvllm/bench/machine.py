@@ -11,6 +11,7 @@ import torch
 
 from lightvllm import __version__, kernels
 from lightvllm.attention.registry import attention_backend
+from lightvllm.kernels.isa import available_isas, current_isa
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import torch_dtype
 
@@ -40,7 +41,11 @@ def describe_machine(model: ModelConfig | None = None) -> dict[str, Any]:
         },
         "memory": {"total": memory.total, "available": memory.available},
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
-        "compiled_kernels": kernels.COMPILED,
+        "cpu_kernels": {
+            "compiled": kernels.COMPILED,
+            "isa": current_isa(),
+            "best_isa": (available_isas() or (None,))[-1],
+        },
         "attention": {str(device): _attention(device, model) for device in devices if model},
         "linear": {str(device): {dtype: _linear(device, dtype) for dtype in DTYPES} for device in devices},
     }

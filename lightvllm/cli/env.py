@@ -47,8 +47,15 @@ def _text(machine: dict[str, Any]) -> str:
         lines.append(("gpu", f"{gpu['name']}, {gpu['memory'] / 2**30:.1f} GiB, CUDA {gpu['cuda']}"))
     if not machine["gpus"]:
         lines.append(("gpu", "none"))
-    lines.append(("kernels", "compiled" if machine["compiled_kernels"] else "not compiled, the reference runs instead"))
+    lines.append(("CPU kernels", _kernels(machine["cpu_kernels"])))
     lines += [(f"{device} attention", name) for device, name in machine["attention"].items()]
     for device, by_dtype in machine["linear"].items():
         lines += [(f"{device} {dtype}", f"linear layers with {how}") for dtype, how in by_dtype.items()]
     return "\n".join(f"{name:16} {value}" for name, value in lines)
+
+
+def _kernels(kernels: dict[str, Any]) -> str:
+    if not kernels["compiled"]:
+        return "reference: not built"
+    isa, best = (kernels[key].replace("avx512vnni", "avx512 + bf16 + vnni") for key in ("isa", "best_isa"))
+    return f"compiled, {isa}" + ("" if isa == best else f" (the processor has {best})")

@@ -6,6 +6,7 @@ that must survive. Standard input stays open as long as the front lives: when it
 
 import ctypes
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -191,6 +192,8 @@ def main() -> None:
         socket.send(encode(EngineFailed(str(error))))
         sys.stdin.buffer.read()  # until the front closes it, which has then heard
         os._exit(1)
+    gc.collect()
+    gc.freeze()  # none of what there is now becomes garbage, so that collections amid streams need not look through it
     socket.send(encode(EngineReady(core.scheduler.config, **core.executor.describe())))
     CoreServer(core, socket, notes).run()
     os._exit(0)  # the front is gone or wants this process gone: nobody needs memory freed in order

@@ -13,6 +13,7 @@ from lightvllm.engine.tokenizer import Tokenizer
 from lightvllm.errors import ParameterError
 from lightvllm.hub import resolve_model
 from lightvllm.model_config import ModelConfig, read_generation_config
+from lightvllm.quantization.config import check_quantization
 from lightvllm.sampling_params import SamplingParams, validate_for_model
 from lightvllm.seeds import request_seed
 from lightvllm.structured import check_structured_outputs
@@ -36,6 +37,7 @@ class Frontend:
         self.config = config
         self.path = resolve_model(config.model, config.revision, config.hf_token)
         model_config = ModelConfig.from_pretrained(self.path, config.hf_overrides)
+        check_quantization(config.quantization, model_config.quantization)
         self.tokenizer: Tokenizer | None = None
         if not config.skip_tokenizer_init:
             self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder(config, self.path))

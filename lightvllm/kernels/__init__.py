@@ -19,11 +19,12 @@ logger = logging.getLogger(__name__)
 
 SCHEMAS = {
     "pack_linear": "(Tensor weight) -> Tensor",
+    "round_weight": "(Tensor weight, int bits, int group_size) -> (Tensor, Tensor)",
     "packed_linear": "(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor",
     "pack_quantized": "(Tensor values, int bits) -> Tensor",
     "pack_groups": "(Tensor groups) -> Tensor",
-    "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, int bits, "
-    "int group_size, int outputs) -> Tensor",
+    "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? codebook, Tensor? bias, "
+    "int bits, int group_size, int outputs) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor update, Tensor weight, float eps) -> (Tensor, Tensor)",
     "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",
@@ -86,6 +87,14 @@ silu_and_mul = _op("silu_and_mul")
 write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
 most_likely = _op("most_likely")
+round_weight = _op("round_weight")
+
+# Weights are packed for serving only; nobody wants gradients any more.
+pack_linear = torch.ops.lightvllm.pack_linear.default
+packed_linear = torch.ops.lightvllm.packed_linear.default
+pack_quantized = torch.ops.lightvllm.pack_quantized.default
+pack_groups = torch.ops.lightvllm.pack_groups.default
+quantized_linear = torch.ops.lightvllm.quantized_linear.default
 
 
 def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:

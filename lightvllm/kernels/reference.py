@@ -64,12 +64,42 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+SCALE_BYTES = 4  # of a float32, behind each head of an int8 cache
+
+
+def round_heads(x: Tensor) -> Tensor:
+    """Heads as an int8 cache holds them: the numbers in steps of their largest / 127, and that step, a float32, behind.
+
+    What is too small for a normal scale becomes zero. A head that is not finite becomes NaN, all of it, by its scale.
+
+    x: [..., head_dim] -> [..., head_dim + 4] int8
+    """
+    x = x.float()
+    scale = x.abs().amax(dim=-1, keepdim=True) / 127
+    is_normal = scale.isfinite() & (scale >= torch.finfo(torch.float32).tiny)
+    values = torch.where(is_normal, (x / scale).round(), 0).to(torch.int8)
+    scale = torch.where(is_normal, scale, torch.where(scale.isfinite(), 0.0, float("nan")))
+    return torch.cat((values, scale.view(torch.int8)), dim=-1)
+
+
+def widen_heads(cached: Tensor) -> Tensor:
+    """The numbers that an int8 cache stands for, see `round_heads`: [..., head_dim + 4] -> [..., head_dim] float32"""
+    values, scale = cached.split([cached.shape[-1] - SCALE_BYTES, SCALE_BYTES], dim=-1)
+    return values * scale.contiguous().view(torch.float32)
+
+
+def _numbers(cached: Tensor) -> Tensor:
+    return widen_heads(cached) if cached.dtype == torch.int8 else cached.float()
+
+
 def write_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """Put each token's key and value into its slot of the cache.
 
-    key, value: [num_tokens, num_kv_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim];
-    slots: [num_tokens] int64, block * block_size + offset
+    key, value: [num_tokens, num_kv_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim], or int8
+    as `round_heads` makes it; slots: [num_tokens] int64, block * block_size + offset
     """
+    if key_cache.dtype == torch.int8:
+        key, value = round_heads(key), round_heads(value)
     key_cache.flatten(0, 1)[slots] = key
     value_cache.flatten(0, 1)[slots] = value
 
@@ -96,7 +126,7 @@ def paged_attention(
 
     Args:
         query: [num_tokens, num_heads, head_dim], the requests' tokens end to end.
-        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim]
+        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim], or int8 as `round_heads` makes it.
         block_table: [num_requests, max_blocks] int32
         query_lens, seq_lens: [num_requests] int64, tokens of each request in `query`, and in the cache.
         sliding_window: a token sees itself and so many less one before it; 0 for all.
@@ -110,7 +140,7 @@ def paged_attention(
     for queries_of_one, blocks, seq_len in zip(queries, block_table, seq_lens.tolist(), strict=True):
         blocks = blocks[: -(-seq_len // block_size)].long()
         keys, values = (
-            x[blocks].flatten(0, 1)[:seq_len].repeat_interleave(query.shape[1] // num_kv_heads, dim=1).float()
+            _numbers(x[blocks].flatten(0, 1)[:seq_len]).repeat_interleave(query.shape[1] // num_kv_heads, dim=1)
             for x in (key_cache, value_cache)
         )  # [seq_len, num_heads, head_dim]
         scores = torch.einsum("qhd,khd->hqk", queries_of_one.float(), keys) * scale
@@ -143,6 +173,21 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) 
     return F.linear(x, packed, bias)
 
 
+def round_weight(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """The nearest values and the scales that keep each group's largest weight; zero is 2^(bits - 1).
+
+    weight: [outputs, inputs] -> values [outputs, inputs] uint8, scales [outputs, groups] float32
+    """
+    outputs, inputs = weight.shape
+    num_groups = -(-inputs // group_size)
+    limit = 2 ** (bits - 1) - 1
+    groups = F.pad(weight.float(), (0, num_groups * group_size - inputs))
+    groups = groups.view(outputs, num_groups, group_size)
+    scales = groups.abs().amax(dim=2) / limit
+    values = (groups / scales.clamp(min=1e-38).unsqueeze(2)).round_() + 2 ** (bits - 1)
+    return values.to(torch.uint8).view(outputs, -1)[:, :inputs].contiguous(), scales
+
+
 def pack_quantized(values: Tensor, bits: int) -> Tensor:
     """A quantized weight, [outputs, inputs] uint8, as `quantized_linear` reads it; here as it was."""
     return values
@@ -158,23 +203,29 @@ def quantized_linear(
     packed: Tensor,
     scales: Tensor,
     zeros: Tensor | None,
+    codebook: Tensor | None,
     bias: Tensor | None,
     bits: int,
     group_size: int,
     outputs: int,
 ) -> Tensor:
-    """y = x W^T + b with W = scales (values - zeros), and each row of x rounded to 8 bits (symmetric, its own scale).
+    """y = x W^T + b with W = scales (values - zeros), and x rounded to 8 bits: each group of a row's by its largest.
 
     Args:
         x: [num_tokens, inputs]
         packed: [outputs, inputs] uint8, of 4 bits below 16.
-        scales, zeros: [outputs, groups] float32 and int32; no zeros: 2^(bits - 1) for all.
-        group_size: neighbouring inputs that share a scale.
+        scales, zeros: [outputs, groups] float32 and int32; no zeros: half of what a value can be, 128 or 8.
+        codebook: [16] uint8, the values that `packed`, of 4 bits, has indices of; or none.
+        group_size: neighbouring inputs that share a scale, where there are several groups.
     """
-    inputs = x.shape[1]
-    zero = zeros.repeat_interleave(group_size, dim=1)[:, :inputs] if zeros is not None else 2 ** (bits - 1)
-    weight = (packed.float() - zero) * scales.repeat_interleave(group_size, dim=1)[:, :inputs]
-    scale = x.float().abs().amax(dim=1, keepdim=True) / 127
-    rounded = (x.float() / scale.clamp(min=1e-38)).round()
-    y = F.linear(rounded, weight) * scale
+    inputs, groups = x.shape[1], scales.shape[1]
+    group_size = group_size if groups > 1 else inputs
+    values = packed if codebook is None else codebook[packed.int()]
+    zero = zeros if zeros is not None else torch.full_like(scales, 8 if bits == 4 and codebook is None else 128)
+    weight, zero = (part.repeat_interleave(group_size, dim=1)[:, :inputs] for part in (scales, zero))
+    weight = weight * (values.float() - zero)
+    x_groups = F.pad(x.float(), (0, groups * group_size - inputs)).unflatten(1, (groups, group_size))
+    peak = x_groups.abs().amax(dim=2, keepdim=True)
+    rounded = (x_groups * torch.where(peak > 1e-36, 127 / peak, 0)).round() * (peak / 127)
+    y = F.linear(rounded.flatten(1)[:, :inputs], weight)
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightvllm import kernels
 from lightvllm.attention.base import Attention, AttentionLayer
 from lightvllm.layers.linear import Linear
+from lightvllm.layers.module import Module
 from lightvllm.layers.norm import RMSNorm
 from lightvllm.model_config import ModelConfig
 
@@ -21,7 +22,7 @@ class AttentionOptions:
     sliding_window: int | None = None
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Module):
     """Grouped-query self-attention (Ainslie et al., 2023, https://arxiv.org/abs/2305.13245)."""
 
     def __init__(self, config: ModelConfig, index: int, options: AttentionOptions) -> None:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightvllm import kernels
-from lightvllm.quantization.rounding import QuantizedProduct
+from lightvllm.layers.module import Module
+from lightvllm.quantization.product import QuantizedProduct
 
 
 class Product(Protocol):
@@ -22,15 +23,65 @@ class PackedProduct:
     """In the weight's own type, which lies as the kernel reads it."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.packed = torch.ops.lightvllm.pack_linear(weight)
+        self.packed = kernels.pack_linear(weight)
         self.out_features = len(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """See `Product`."""
-        return torch.ops.lightvllm.packed_linear(x, self.packed, bias, self.out_features)
+        return kernels.packed_linear(x, self.packed, bias, self.out_features)
 
 
-class Linear(nn.Module):
+class PlainProduct:
+    """In the weight's own type by PyTorch, where there is no kernel for it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        return F.linear(x, self.weight, bias)
+
+
+class SplitProduct:
+    """Of several weights that share their inputs and cannot lie in one; their outputs in order.
+
+    Args:
+        sizes: how many outputs each has.
+    """
+
+    def __init__(self, products: list[Product], sizes: list[int]) -> None:
+        self.products = products
+        self.sizes = sizes
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        biases = [None] * len(self.sizes) if bias is None else bias.split(self.sizes)
+        return torch.cat([product(x, part) for product, part in zip(self.products, biases, strict=True)], dim=1)
+
+
+def plain_product(weight: Tensor) -> PackedProduct | PlainProduct:
+    """The product with a weight in its own type."""
+    has_kernel = kernels.has_fast_linear(weight.device, weight.dtype)
+    return PackedProduct(weight) if has_kernel else PlainProduct(weight)
+
+
+class WidenedProduct:
+    """By way of float32, for types that the kernels of quantized products do not take."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        return self.product(x.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def quantized_product(product: Product, dtype: torch.dtype) -> Product:
+    """A product with a quantized weight, for inputs of this type."""
+    return product if dtype in kernels.COMPILED_TYPES else WidenedProduct(product)
+
+
+class Linear(Module):
     """y = x W^T + b, with several outputs that share an input fused into one product.
 
     Args:
@@ -46,23 +97,30 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(sum(out_features))) if bias else None
         self.product: Product | None = None
 
+    def set_weight(self, weight: Tensor) -> None:
+        """Take this weight, [sum(out_features), in_features], for one that is not to be trained."""
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def set_product(self, product: Product) -> None:
+        """Multiply in this way, without a weight."""
+        self.product = product
+        self.weight = None
+
     def pack(self, bits: int | None = None) -> None:
-        """Make the layer ready for serving; the plain weight is let go.
+        """Make the layer ready for serving; the plain weight is let go. One that a checkpoint had quantized is ready.
 
         Args:
             bits: 8 or 4 rounds the weight to so many; None keeps it. Where it is kept and there is no kernel for it,
                 on a GPU and in float16, the weight stays as it is.
         """
-        if self.weight is None:
+        if self.product is not None:
             return
+        assert self.weight is not None
         weight = self.weight.detach()
         if bits is not None:
-            self.product = QuantizedProduct.round(weight, bits)
+            self.set_product(quantized_product(QuantizedProduct.round(weight, bits), weight.dtype))
         elif kernels.has_fast_linear(weight.device, weight.dtype):
-            self.product = PackedProduct(weight)
-        else:
-            return
-        self.weight = None
+            self.set_product(PackedProduct(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, sum(out_features)]"""

@@ -1,12 +1,13 @@
 """The gated feed-forward block of Llama and its kin (SwiGLU, Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightvllm import kernels
 from lightvllm.layers.linear import Linear
+from lightvllm.layers.module import Module
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     """down(silu(gate(x)) * up(x)), gate and up in one product."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from lightvllm import kernels
+from lightvllm.layers.module import Module
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Module):
     """x / sqrt(mean(x²) + eps) * weight, over the last dimension."""
 
     def __init__(self, size: int, eps: float) -> None:

@@ -3,12 +3,13 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightvllm.layers.module import Module
 from lightvllm.model_config import RopeConfig
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(Module):
     """Cosines and sines of each token's position, computed once a step for all layers.
 
     `depends_on_length` (rope type "dynamic") means that a token's angles depend on how long its sequence was when it

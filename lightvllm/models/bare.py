@@ -27,10 +27,28 @@ def load_model(path: Path, config: ModelConfig, dtype: torch.dtype, device: torc
     Raises:
         ValueError: an unknown architecture or weights that do not fit.
     """
-    with torch.device("meta"):
-        model = model_class(config.architecture)(config)
+    model = _empty_model(config)
     load_weights(model, path, dtype, device)
     return model.eval()
+
+
+def load_packed_model(
+    path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str | None
+) -> CausalLM:
+    """The same, ready for serving, see `CausalLM.pack`. No more than one layer is in memory twice.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    model = _empty_model(config)
+    load_weights(model, path, dtype, device, lambda layer: model.pack_layer(layer, quantization))
+    model.pack(quantization)
+    return model.eval()
+
+
+def _empty_model(config: ModelConfig) -> CausalLM:
+    with torch.device("meta"):
+        return model_class(config.architecture)(config)
 
 
 class LightvLLM(nn.Module):

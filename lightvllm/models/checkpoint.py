@@ -1,5 +1,6 @@
 """Between a Hugging Face checkpoint's tensors and a model's parameters, which fuse some of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from lightvllm.layers.linear import Linear
 from lightvllm.model_config import read_json
 from lightvllm.models.decoder import CausalLM
+from lightvllm.models.quantized import Part, load_layer, quantized_layers
+from lightvllm.quantization.format import Expected, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,13 @@ class LazyWeights:
 
     Attributes:
         sources: parameter name -> the checkpoint tensors it is made of.
+        quantized: layer name -> what its quantized weight is made of.
+        tensors: all that the checkpoint has.
     """
 
     sources: dict[str, Source]
-    tensors: dict
+    quantized: dict[str, list[Part]]
+    tensors: dict[str, StoredTensor]
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         """One parameter; used where it lies in the file if it needs neither fusing nor converting."""
@@ -60,7 +66,14 @@ def parameter_sources(model: CausalLM) -> dict[str, Source]:
 
 
 def hf_state_dict(model: CausalLM) -> dict[str, Tensor]:
-    """The model's weights under Hugging Face's names, fused ones taken apart: what a checkpoint file holds."""
+    """The model's weights under Hugging Face's names, fused ones taken apart: what a checkpoint file holds.
+
+    Raises:
+        ValueError: the model came from a quantized checkpoint, so it has not all its weights.
+    """
+    if model.config.quantization is not None:
+        method = model.config.quantization["quant_method"]
+        raise ValueError(f"the model came from a quantized checkpoint ({method}): it has no plain weights to give")
     parameters = dict(model.named_parameters())
     return {
         name: part.detach().contiguous()
@@ -69,31 +82,55 @@ def hf_state_dict(model: CausalLM) -> dict[str, Tensor]:
     }
 
 
-def load_weights(model: CausalLM, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+def load_weights(
+    model: CausalLM,
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    pack: Callable[[Linear], None] = lambda layer: None,
+) -> None:
     """Give a model built on the meta device the weights of a checkpoint folder.
 
-    Files are memory-mapped: a tensor that needs neither fusing nor converting is used where it lies.
+    Files are memory-mapped: a tensor that needs neither fusing nor converting is used where it lies, and of quantized
+    layers no more than one is unpacked at a time.
+
+    Args:
+        pack: called with each layer once it has its weight.
 
     Raises:
-        ValueError: no weights, or tensors missing, unknown or of a wrong shape (one error that names them).
+        ValueError: see `open_weights`; quantized tensors that contradict each other.
     """
     weights = open_weights(model, path)
     for name in weights.sources:
         module_name, _, leaf = name.rpartition(".")
-        data = weights.read(name, dtype, device)
-        setattr(model.get_submodule(module_name), leaf, nn.Parameter(data, requires_grad=False))
-    model.tie_weights()
+        module = model.get_submodule(module_name)
+        setattr(module, leaf, nn.Parameter(weights.read(name, dtype, device), requires_grad=False))
+        if isinstance(module, Linear) and leaf == "weight":
+            pack(module)
+    for name, parts in weights.quantized.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Linear)
+        load_layer(layer, parts, weights.tensors, dtype, device)
+        pack(layer)
+    if "lm_head" not in weights.quantized:
+        model.tie_weights()
 
 
-def open_weights(model: CausalLM, path: Path) -> "LazyWeights":
+def open_weights(model: CausalLM, path: Path) -> LazyWeights:
     """The weights of a checkpoint folder for a model built on the meta device.
 
     Raises:
-        ValueError: no weights, or tensors missing, unknown or of a wrong shape (one error that names them).
+        ValueError: a quantization we cannot honour; no weights, or tensors missing, unknown or of a wrong shape or type
+            (one error that names them).
     """
-    sources, tensors = parameter_sources(model), _open_tensors(path)
-    _check(model, sources, tensors, path)
-    return LazyWeights(sources, tensors)
+    tensors = _open_tensors(path)
+    sources = parameter_sources(model)
+    quantized = quantized_layers(model, tensors)
+    for name in quantized:
+        sources.pop(f"{name}.weight", None)  # a head that is tied by config.json, but has a weight, is not among them
+    weights = LazyWeights(sources, quantized, tensors)
+    _check(model, weights, path)
+    return weights
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -116,11 +153,11 @@ def _weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _open_tensors(path: Path) -> dict:
+def _open_tensors(path: Path) -> dict[str, StoredTensor]:
     files = _weight_files(path)
     if not files:
         raise ValueError(f"model: {str(path)!r} has no *.safetensors file")
-    tensors: dict = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
             handle = safe_open(file, framework="pt")
@@ -130,23 +167,35 @@ def _open_tensors(path: Path) -> dict:
     return tensors
 
 
-def _check(model: CausalLM, sources: dict[str, Source], tensors: dict, path: Path) -> None:
-    expected: dict[str, list[int]] = {}
-    for name, source in sources.items():
+def _check(model: CausalLM, weights: LazyWeights, path: Path) -> None:
+    tensors = weights.tensors
+    expected: dict[str, Expected] = {}
+    for name, source in weights.sources.items():
         trailing = model.get_parameter(name).shape[1:]
-        expected |= {part: [size, *trailing] for part, size in zip(source.names, source.sizes, strict=True)}
-    # Some exporters write the tied head and the rotary buffer although both follow from the rest.
-    ignored = {
-        n
-        for n in tensors
-        if n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and model.config.tie_word_embeddings)
-    }
-    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys() - ignored)]
+        expected |= {
+            part: Expected(((size, *trailing),)) for part, size in zip(source.names, source.sizes, strict=True)
+        }
+    quantized = [part for parts in weights.quantized.values() for part in parts]
+    for part in quantized:
+        expected |= part.tensors()
+    unknown = tensors.keys() - expected.keys() - _superfluous(model, quantized, tensors)
+    problems = [
+        f"missing {name}" for name in sorted(expected.keys() - tensors.keys()) if not expected[name].is_optional
+    ]
+    problems += [f"unexpected {name}" for name in sorted(unknown)]
     for name in sorted(expected.keys() & tensors.keys()):
-        shape = list(tensors[name].get_shape())
-        if shape != expected[name]:
-            problems.append(f"{name} has shape {shape}, expected {expected[name]}")
+        problem = expected[name].problem(tensors[name])
+        if problem is not None:
+            problems.append(f"{name} {problem}")
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ValueError(f"model: the weights in {str(path)!r} do not fit {type(model).__name__}: {shown}")
+
+
+def _superfluous(model: CausalLM, quantized: list[Part], tensors: dict[str, StoredTensor]) -> set[str]:
+    """What some exporters write although it follows from the rest or says nothing."""
+    found = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    if model.config.tie_word_embeddings:
+        found.add("lm_head.weight")
+    biases = {f"{part.name}.bias" for part in quantized} & tensors.keys()  # old AutoGPTQ gives one to every layer
+    return found | {name for name in biases if not tensors[name][...].any()}

@@ -9,12 +9,13 @@ from lightvllm.attention.base import Attention
 from lightvllm.layers.attention import AttentionOptions, SelfAttention
 from lightvllm.layers.linear import Linear
 from lightvllm.layers.mlp import GatedMLP
+from lightvllm.layers.module import Module
 from lightvllm.layers.norm import RMSNorm
 from lightvllm.layers.rotary import RotaryEmbedding
 from lightvllm.model_config import ModelConfig
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig, index: int, options: AttentionOptions) -> None:
@@ -42,7 +43,7 @@ class DecoderLayer(nn.Module):
         return x, self.mlp(normed)
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Embedding, layers and the last norm."""
 
     def __init__(self, config: ModelConfig, options: list[AttentionOptions]) -> None:
@@ -61,7 +62,7 @@ class Decoder(nn.Module):
         return self.norm.add(x, update)[1]
 
 
-class CausalLM(nn.Module):
+class CausalLM(Module):
     """A decoder with a language-model head. Subclasses override `attention_options`.
 
     Parameters carry Hugging Face's names, but for the fused ones that `fused_parameters` lists.
@@ -117,11 +118,19 @@ class CausalLM(nn.Module):
 
         Args:
             quantization: "int8" rounds their weights to 8 bits, "w4" to 4, but the head's, which suffers most, to 8.
+                None and the names of checkpoints' formats round nothing.
         """
-        bits = {None: None, "int8": 8, "w4": 4}[quantization]
         for module in self.modules():
             if isinstance(module, Linear):
-                module.pack(8 if module is self.lm_head and bits is not None else bits)
+                self.pack_layer(module, quantization)
+        for module in self.modules():
+            if isinstance(module, Module):
+                module.settle()
+
+    def pack_layer(self, layer: Linear, quantization: str | None) -> None:
+        """One of them, as soon as it has its weight."""
+        bits = {"int8": 8, "w4": 4}.get(quantization or "")
+        layer.pack(8 if layer is self.lm_head and bits is not None else bits)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from lightvllm.attention.paged import LayerCache
 from lightvllm.config import EngineConfig
+from lightvllm.kernels.reference import SCALE_BYTES
 from lightvllm.model_config import ModelConfig
 
 GIB = 1 << 30
@@ -18,18 +19,23 @@ CPU_DEFAULT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class KVCachePlan:
-    """How many blocks the cache has, how long a request may be, and where the numbers come from."""
+    """How many blocks the cache has, of which type, how long a request may be, and where the numbers come from.
+
+    `head_size`: the elements that hold a key or a value of one head, of int8 with its scale.
+    """
 
     num_blocks: int
     block_size: int
     block_bytes: int
+    dtype: torch.dtype
+    head_size: int
     max_model_len: int
     reason: str
 
     def __str__(self) -> str:
-        size = _bytes(self.num_blocks * self.block_bytes)
+        size, dtype = _bytes(self.num_blocks * self.block_bytes), str(self.dtype).removeprefix("torch.")
         return (
-            f"KV cache: {self.num_blocks} blocks of {self.block_size} tokens, {size} ({self.reason}); "
+            f"KV cache: {self.num_blocks} blocks of {self.block_size} tokens in {dtype}, {size} ({self.reason}); "
             f"longest request {self.max_model_len} tokens"
         )
 
@@ -42,7 +48,10 @@ def plan_kv_cache(
     Raises:
         ValueError: `max_model_len` was asked for but a single request of that length does not fit.
     """
-    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+    is_int8 = config.kv_cache_dtype == "int8"
+    cache_dtype = torch.int8 if is_int8 else dtype
+    head_size = model.head_dim + (SCALE_BYTES if is_int8 else 0)
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * head_size * cache_dtype.itemsize
     block_bytes = token_bytes * config.block_size
     max_model_len = config.max_model_len or model.max_position_embeddings
     if max_model_len > model.longest:
@@ -63,7 +72,7 @@ def plan_kv_cache(
                 f"lower max_model_len or raise kv_cache_memory_bytes"
             )
         max_model_len = num_blocks * config.block_size
-    return KVCachePlan(num_blocks, config.block_size, block_bytes, max_model_len, reason)
+    return KVCachePlan(num_blocks, config.block_size, block_bytes, cache_dtype, head_size, max_model_len, reason)
 
 
 def _budget(
@@ -100,20 +109,18 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dty
     return tokens + 4 * config.max_num_seqs * model.vocab_size * 4 + GIB // 2
 
 
-def allocate_kv_cache(
-    plan: KVCachePlan, model: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> list[LayerCache]:
+def allocate_kv_cache(plan: KVCachePlan, model: ModelConfig, device: torch.device) -> list[LayerCache]:
     """The zeroed cache, one entry a layer.
 
     On a CPU the operating system hands out the pages as blocks are first used, so a large cache costs nothing at start.
     """
-    shape = (plan.num_blocks, plan.block_size, model.num_kv_heads, model.head_dim)
+    shape = (plan.num_blocks, plan.block_size, model.num_kv_heads, plan.head_size)
 
     def zeros() -> torch.Tensor:
         if device.type == "cpu":
-            size = int(np.prod(shape)) * dtype.itemsize
-            return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
-        return torch.zeros(shape, dtype=dtype, device=device)
+            size = int(np.prod(shape)) * plan.dtype.itemsize
+            return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(plan.dtype).view(shape)
+        return torch.zeros(shape, dtype=plan.dtype, device=device)
 
     return [LayerCache(zeros(), zeros()) for _ in range(model.num_layers)]
 

@@ -1,4 +1,4 @@
-"""How the C library deals with freed memory while an engine runs on a CPU.
+"""How memory is dealt with while an engine runs on a CPU.
 
 glibc gives large buffers back to the system as soon as they are freed, so every operation of every step pays for
 mapping and zeroing its output anew: a fifth of a prefill's time (docs/log.md). Where the library is not glibc nothing
@@ -6,6 +6,12 @@ changes.
 """
 
 import ctypes
+import mmap
+import os
+import threading
+import weakref
+
+from torch import Tensor
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -30,3 +36,43 @@ def _set_thresholds(trim: int, mmap: int) -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, mmap)
         mallopt(_M_TRIM_THRESHOLD, trim)
+
+
+_MADV_POPULATE_WRITE = 23  # of <linux/mman.h>, since Linux 5.14
+_AT_ONCE = 4 << 20
+_LEAST_PRIORITY = 19
+
+
+def make_resident(tensors: list[Tensor]) -> None:
+    """Have the system hand out the pages of these tensors now, their beginnings first, beside other work.
+
+    A page costs nothing until it is first written, but then a step waits for it: long where the system itself must ask
+    a virtual machine's host. Elsewhere than on Linux, pages come when they are written.
+    """
+    if hasattr(os, "setpriority"):
+        references = [weakref.ref(tensor) for tensor in tensors]
+        threading.Thread(target=_populate, args=(references,), name="kv-cache-pages", daemon=True).start()
+
+
+def _populate(tensors: "list[weakref.ref[Tensor]]") -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "madvise"):
+        return
+    start = 0
+    while True:
+        is_done = True
+        for reference in tensors:
+            tensor = reference()
+            if tensor is None:
+                return
+            first = (tensor.data_ptr() + start + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+            length = min(_AT_ONCE, tensor.data_ptr() + tensor.nbytes - first)
+            if length <= 0:
+                continue
+            is_done = False
+            if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_POPULATE_WRITE):
+                return
+        if is_done:
+            return
+        start += _AT_ONCE

@@ -10,11 +10,12 @@ from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
 from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.hub import resolve_model
+from lightvllm.kernels.isa import use_isa
 from lightvllm.model_config import ModelConfig
-from lightvllm.models.bare import load_model, torch_dtype
+from lightvllm.models.bare import load_packed_model, torch_dtype
 from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
-from lightvllm.worker.memory import keep_freed_memory
+from lightvllm.worker.memory import keep_freed_memory, make_resident
 from lightvllm.worker.model_runner import ModelRunner
 
 if TYPE_CHECKING:
@@ -30,15 +31,16 @@ class Worker:
 
     def __init__(self, path: Path, config: EngineConfig, model_config: ModelConfig) -> None:
         self.device = resolve_device(config.device)
+        use_isa(config.cpu_isa)
         self.dtype = torch_dtype(config.dtype, model_config)
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
-        model = load_model(path, model_config, self.dtype, self.device)
-        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        model.pack(config.quantization)
+        model = load_packed_model(path, model_config, self.dtype, self.device, config.quantization)
+        weight_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
+        cache = allocate_kv_cache(self.plan, model_config, self.device)
         self.runner = ModelRunner(
             model,
-            allocate_kv_cache(self.plan, model_config, self.dtype, self.device),
+            cache,
             backend,
             config.max_num_seqs,
             self.plan.max_model_len,
@@ -46,6 +48,8 @@ class Worker:
         )
         if self.device.type == "cpu":
             keep_freed_memory()
+            if config.kv_cache_memory_bytes is not None:  # asked for, not a guess that a laptop may never need
+                make_resident([tensor for layer in cache for tensor in (layer.key, layer.value)])
 
     def execute(self, step: StepInput) -> StepOutput:
         """See `ModelRunner.execute`."""

@@ -8,6 +8,7 @@ from lightvllm.attention.base import AttentionLayer
 from lightvllm.attention.kernel import KernelAttention, ReferenceAttention
 from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
 from lightvllm.attention.sdpa import SDPAAttention
+from lightvllm.kernels.reference import round_heads
 
 BLOCK_SIZE = 4
 
@@ -31,8 +32,14 @@ def random_batch(rng: np.random.Generator, num_requests: int) -> tuple[PagedBatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("sliding_window", [None, 1, 6])
+@pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
 def test_backend_equals_reference(
-    backend: type[PagedAttention], dtype: torch.dtype, num_heads: int, num_kv_heads: int, sliding_window: int | None
+    backend: type[PagedAttention],
+    dtype: torch.dtype,
+    num_heads: int,
+    num_kv_heads: int,
+    sliding_window: int | None,
+    is_int8: bool,
 ) -> None:
     rng = np.random.default_rng(num_heads * 10 + num_kv_heads)
     torch.manual_seed(0)
@@ -40,7 +47,10 @@ def test_backend_equals_reference(
     for num_requests in (1, 2, 7, 20):
         batch, num_blocks = random_batch(rng, num_requests)
         shape = (num_blocks, BLOCK_SIZE, num_kv_heads, 16)
-        cache = [LayerCache(torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)) for _ in range(2)]
+        numbers = [torch.randn(shape).to(dtype) for _ in range(4)]
+        if is_int8:
+            numbers = [round_heads(x) for x in numbers]
+        cache = [LayerCache(*numbers[:2]), LayerCache(*numbers[2:])]
         copy = [LayerCache(layer.key.clone(), layer.value.clone()) for layer in cache]
         num_tokens = int(batch.query_lens.sum())
         query = torch.randn(num_tokens, num_heads, 16).to(dtype)

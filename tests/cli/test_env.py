@@ -9,6 +9,7 @@ import torch
 
 from lightvllm import LLM, __version__, kernels
 from lightvllm.cli.main import main
+from lightvllm.kernels.isa import available_isas, use_isa
 
 
 def test_json(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +39,30 @@ def test_text(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in (__version__, "python", "processor", "memory", "cpu attention", "cpu bfloat16"):
         assert word in text
+
+
+@pytest.mark.skipif(not kernels.COMPILED, reason="the CPU kernels were not built")
+def test_the_kernels_in_use(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = available_isas()[-1]
+    try:
+        for name in (best, "plain"):
+            use_isa(name)
+            assert main(["env", "--json", "--model", str(chat_model)]) == 0
+            assert json.loads(capsys.readouterr().out)["cpu_kernels"] == {
+                "compiled": True,
+                "isa": name,
+                "best_isa": best,
+            }
+        assert main(["env"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CPU kernels")]
+        assert "compiled, plain (the processor has " in line
+    finally:
+        use_isa("auto")
+
+
+def test_kernels_that_were_not_built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("lightvllm.kernels", "lightvllm.kernels.isa"):
+        monkeypatch.setattr(f"{module}.COMPILED", False)
+    assert main(["env"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CPU kernels")]
+    assert line.endswith("reference: not built")

@@ -59,6 +59,7 @@ def test_only_what_was_given_is_passed_on(parser: Parser) -> None:
         (["--seed", "3"], EngineConfig, {"seed": 3}),
         (["--max-model-len", "64"], EngineConfig, {"max_model_len": 64}),
         (["--gpu-memory-utilization", "0.5"], EngineConfig, {"gpu_memory_utilization": 0.5}),
+        (["--kv-cache-dtype", "int8"], EngineConfig, {"kv_cache_dtype": "int8"}),
         (["--no-enable-prefix-caching"], EngineConfig, {"enable_prefix_caching": False}),
         (["--enable-prefix-caching"], EngineConfig, {"enable_prefix_caching": True}),
         (["--scheduling-policy", "priority"], EngineConfig, {"scheduling_policy": "priority"}),

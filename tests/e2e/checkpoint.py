@@ -49,10 +49,11 @@ class Checkpoint:
         return self.logits(token_ids).log_softmax(dim=-1)
 
     def kv_cache_bytes(self, num_blocks: int, block_size: int = 16, itemsize: int = 4) -> int:
-        """The `kv_cache_memory_bytes` that makes a cache of this many blocks."""
+        """The `kv_cache_memory_bytes` that makes a cache of this many blocks; one byte an item has a scale a head."""
         config = self.model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize
+        head_bytes = head_dim * itemsize + (4 if itemsize == 1 else 0)
+        token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_bytes
         return num_blocks * block_size * token
 
 

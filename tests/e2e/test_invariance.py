@@ -1,10 +1,10 @@
 """The same request gives the same tokens alone and in company, after preemption, with a cache hit, cut into chunks.
 
 How far this holds bit for bit is measured here too, on the log-probabilities of the whole vocabulary at every token.
-With the attention kernel of this package it holds everywhere. With PyTorch's it holds whatever the company, but not
-where a prompt is cut differently (in chunks, behind a cache hit, or coming back from preemption): that kernel rounds
-differently with the shape of what it is given. In float32 the difference is about 1e-5 and changes no token here; in
-bfloat16 it is some last bits, and a token may change where two are nearly equally likely.
+With the attention kernel of this package it holds everywhere, with a cache of int8, too. With PyTorch's it holds
+whatever the company, but not where a prompt is cut differently (in chunks, behind a cache hit, or coming back from
+preemption): that kernel rounds differently with the shape of what it is given. In float32 the difference is about 1e-5
+and changes no token here; in bfloat16 it is some last bits, and a token may change where two are nearly equally likely.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ COMPANY_PARAMS = SamplingParams(max_tokens=NUM_TOKENS)
 pytestmark = [
     pytest.mark.parametrize("dtype", ITEMSIZE),
     pytest.mark.parametrize("kind", PARAMS),
-    pytest.mark.parametrize("backend", ["kernel", "sdpa"]),
+    pytest.mark.parametrize(("backend", "kv_cache_dtype"), [("kernel", "auto"), ("kernel", "int8"), ("sdpa", "auto")]),
 ]
 
 Complete = Callable[..., CompletionOutput]
@@ -50,6 +50,7 @@ def complete(
     dtype: str,
     kind: str,
     backend: str,
+    kv_cache_dtype: str,
     checkpoint: Callable[[str], Checkpoint],
     make_llm: Callable[..., LLM],
     pytestconfig: pytest.Config,
@@ -65,6 +66,7 @@ def complete(
             skip_tokenizer_init=True,
             dtype=dtype,
             attention_backend=backend,
+            kv_cache_dtype=kv_cache_dtype,
             max_logprobs=-1,
             **options,
         )
@@ -133,10 +135,11 @@ def test_in_small_batches(complete: Complete, device: str, dtype: str) -> None:
 
 
 def test_after_preemption(
-    complete: Complete, backend: str, dtype: str, checkpoint: Callable[[str], Checkpoint]
+    complete: Complete, backend: str, kv_cache_dtype: str, dtype: str, checkpoint: Callable[[str], Checkpoint]
 ) -> None:
     """What was decoded token by token comes back as one chunk."""
-    budget = checkpoint(CASE).kv_cache_bytes(10, itemsize=ITEMSIZE[dtype])
+    itemsize = 1 if kv_cache_dtype == "int8" else ITEMSIZE[dtype]
+    budget = checkpoint(CASE).kv_cache_bytes(10, itemsize=itemsize)
     # The other prompt comes first and fits beside this one; as both grow, the one that came later loses its blocks.
     preempted = complete([COMPANY[22]], kv_cache_memory_bytes=budget)
     assert_same_with_kernel(preempted, complete(), backend, dtype)

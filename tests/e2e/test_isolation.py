@@ -1,7 +1,7 @@
 """What goes wrong with one request ends that request: the others get what they always get, and so do later ones."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,18 @@ def poisoned(checkpoint: Callable[[str], Checkpoint], tmp_path_factory: pytest.T
     return path
 
 
-@pytest.fixture(params=["kernel", "sdpa", "reference"])
-def backend(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[str]:
-    if request.param == "kernel" and not (kernels.COMPILED and pytestconfig.getoption("device") == "cpu"):
+@pytest.fixture(params=["kernel", "kernel-int8", "sdpa", "sdpa-int8", "reference"])
+def backend(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> dict[str, str]:
+    """The options that choose it, and the type of its cache."""
+    name, _, kv_cache_dtype = request.param.partition("-")
+    if name == "kernel" and not (kernels.COMPILED and pytestconfig.getoption("device") == "cpu"):
         pytest.skip("the compiled attention kernel is not here")
-    return request.param
+    return {"attention_backend": name, "kv_cache_dtype": kv_cache_dtype or "auto"}
+
+
+def cache_bytes(num_blocks: int, backend: dict[str, str]) -> int:
+    """The `kv_cache_memory_bytes` of so many blocks of 16 tokens: keys and values, 3 layers of 4 heads of 16."""
+    return 2 * 3 * 4 * (16 + 4 if backend["kv_cache_dtype"] == "int8" else 16 * 4) * 16 * num_blocks
 
 
 def run(llm: LLM, prompts: list[list[int]], params: Any = GREEDY) -> list[RequestOutput]:
@@ -52,8 +59,8 @@ class TestNotANumber:
     BAD = [*PROMPTS[0][:20], POISON, *PROMPTS[0][20:]]  # noqa: RUF012
 
     @pytest.fixture
-    def expected(self, poisoned: Path, make_llm: Callable[..., LLM], backend: str) -> list[list[int]]:
-        llm = make_llm(poisoned, skip_tokenizer_init=True, max_model_len=160, attention_backend=backend)
+    def expected(self, poisoned: Path, make_llm: Callable[..., LLM], backend: dict[str, str]) -> list[list[int]]:
+        llm = make_llm(poisoned, skip_tokenizer_init=True, max_model_len=160, **backend)
         return tokens(run(llm, PROMPTS))
 
     @pytest.mark.parametrize("chunk", [4096, 16, 5])
@@ -65,17 +72,17 @@ class TestNotANumber:
         poisoned: Path,
         expected: list[list[int]],
         make_llm: Callable[..., LLM],
-        backend: str,
+        backend: dict[str, str],
     ) -> None:
         """Beside it, after it in the same cache blocks, and behind the prefix it shares with healthy ones."""
         llm = make_llm(
             poisoned,
             skip_tokenizer_init=True,
             max_model_len=96,
-            attention_backend=backend,
+            **backend,
             max_num_batched_tokens=chunk,
             block_size=block_size,
-            kv_cache_memory_bytes=2 * 3 * 4 * 16 * 4 * 16 * 16,  # 256 tokens: blocks are soon used again
+            kv_cache_memory_bytes=cache_bytes(16, backend),  # 256 tokens: blocks are soon used again
         )
         for seed in (None, 3):
             bad_params = SamplingParams(temperature=0 if seed is None else 1, seed=seed, max_tokens=NUM_TOKENS)
@@ -96,14 +103,14 @@ class TestNotANumber:
         poisoned: Path,
         expected: list[list[int]],
         make_llm: Callable[..., LLM],
-        backend: str,
+        backend: dict[str, str],
     ) -> None:
         """It shows in the last of several chunks; by then the blocks before the broken token can be found by others."""
         llm = make_llm(
             poisoned,
             skip_tokenizer_init=True,
             max_model_len=160,
-            attention_backend=backend,
+            **backend,
             max_num_batched_tokens=16,
             block_size=2,
         )
@@ -114,15 +121,15 @@ class TestNotANumber:
         assert tokens([output]) == [expected[3]]
 
     def test_leaves_nothing_behind_when_it_is_aborted(
-        self, poisoned: Path, expected: list[list[int]], make_llm: Callable[..., LLM], backend: str
+        self, poisoned: Path, expected: list[list[int]], make_llm: Callable[..., LLM], backend: dict[str, str]
     ) -> None:
         """Aborted in the middle of its prompt, before anyone saw that it is broken; then its blocks serve others."""
         llm = make_llm(
             poisoned,
             skip_tokenizer_init=True,
-            attention_backend=backend,
+            **backend,
             max_num_batched_tokens=24,
-            kv_cache_memory_bytes=2 * 3 * 4 * 16 * 4 * 16 * 5,
+            kv_cache_memory_bytes=cache_bytes(5, backend),
         )
         llm.engine.add_request("bad", [POISON] * 70, GREEDY)
         llm.engine.step()

@@ -119,6 +119,40 @@ def test_write_kv(dtype: torch.dtype) -> None:
     assert mine[0].count_nonzero() > 0
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("head_dim", [2, 8, 30, 32, 112, 128])
+def test_write_kv_of_int8(dtype: torch.dtype, head_dim: int) -> None:
+    """Bytewise the reference's, whatever the size of the numbers; each head rounded by its own largest."""
+    tokens, heads = 40, 3
+    sizes = 10.0 ** torch.randint(-38, 38, (tokens, 2 * heads, 1))
+    kv = (torch.randn(tokens, 2 * heads, head_dim) * sizes).to(dtype)
+    kv[3, 0], kv[4, 1, 1], kv[5, 2, 0], kv[6, 4, head_dim - 1] = 0, float("nan"), float("inf"), float("-inf")
+    key, value = kv.split(heads, dim=1)
+    slots = torch.randperm(48)[:tokens]
+    mine, theirs = ([torch.zeros(12, 4, heads, head_dim + 4, dtype=torch.int8) for _ in range(2)] for _ in range(2))
+    kernels.write_kv(key, value, *mine, slots)
+    reference.write_kv(key, value, *theirs, slots)
+    for cache, expected, x in zip(mine, theirs, (key, value), strict=True):
+        assert torch.equal(cache, expected)
+        numbers = reference.widen_heads(cache.flatten(0, 1)[slots])
+        finite = x.isfinite().all(dim=-1)
+        assert numbers[~finite].isnan().all()
+        largest = x.float().abs().amax(dim=-1)
+        is_tiny = largest < 127 * torch.finfo(torch.float32).tiny
+        assert not numbers[is_tiny].any()
+        error = (numbers - x.float()).abs().amax(dim=-1) / largest
+        assert error[finite & ~is_tiny].max() < 0.501 / 127
+
+
+def test_int8_is_rounded_to_nearest_and_ties_to_even() -> None:
+    x = torch.tensor([[[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 2.51, -126.4, *[0.0] * 24]]])
+    expected = [127, 0, 2, 2, 0, -2, 3, -126, *[0] * 24]
+    cache = [torch.zeros(1, 1, 1, 36, dtype=torch.int8) for _ in range(2)]
+    kernels.write_kv(x, -x, *cache, torch.tensor([0]))
+    assert cache[0].flatten()[:32].tolist() == expected
+    assert cache[1].flatten()[:32].tolist() == [-number for number in expected]
+
+
 @pytest.mark.skipif(
     torch.__version__ < "2.12", reason="before torch 2.12 a check that fails in a kernel ends the process"
 )

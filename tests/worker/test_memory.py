@@ -1,9 +1,17 @@
-"""What an engine took, the system has again after close()."""
+"""What an engine takes of the system's memory, and gives back."""
 
+import os
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from lightvllm.worker.memory import make_resident
 
 SCRIPT = """
 import sys
@@ -28,3 +36,35 @@ def test_close_gives_memory_back(checkpoint) -> None:
         [sys.executable, "-c", SCRIPT, str(checkpoint("qwen3").path)], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def is_filling() -> bool:
+    return any(thread.name == "kv-cache-pages" for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are asked for as Linux has it")
+def test_pages_are_there_before_they_are_written() -> None:
+    size = 50_000_000
+    tensors = [torch.from_numpy(np.zeros(size, dtype=np.uint8)) for _ in range(2)]
+    before = resident_bytes()
+    make_resident(tensors)
+    deadline = time.monotonic() + 60
+    while is_filling() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert resident_bytes() - before > 1.9 * size
+    assert not any(tensor.any() for tensor in tensors)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are asked for as Linux has it")
+def test_nobody_fills_what_is_gone() -> None:
+    tensors = [torch.from_numpy(np.zeros(8 << 30, dtype=np.uint8))]
+    make_resident(tensors)
+    tensors.clear()
+    deadline = time.monotonic() + 60
+    while is_filling() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_filling()

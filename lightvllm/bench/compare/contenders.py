@@ -17,7 +17,7 @@ from lightvllm.bench.compare.process import ContenderError, ContenderProcess
 DRIVERS = Path(__file__).parent / "drivers"
 PACKAGE = Path(lightvllm.__file__).parent
 START_TIMEOUT, LOAD_TIMEOUT = 600.0, 600.0
-KV_CACHE_BYTES = 4 << 30
+KV_CACHE_BYTES = 2 << 30
 MAX_NUM_BATCHED_TOKENS = 4096  # the prompts of the largest load in one step
 # Number type -> what each contender calls it.
 QUANTIZATION: dict[str, str | None] = {"bf16": None, "int8": "int8", "4-bit": "w4"}

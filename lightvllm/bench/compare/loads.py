@@ -59,7 +59,7 @@ QUICK_LOADS = (
     Load(name="mixed", num_requests=8, input_lens=(8, 32), output_lens=(4, 16)),
     Load(name="context", num_requests=8, input_lens=(16, 16), output_lens=(4, 4), context_len=512),
 )
-WARM_UP = Load(name="warm-up", num_requests=8, input_lens=(32, 32), output_lens=(4, 4))
+WARM_UP = Load(name="warm-up", num_requests=8)
 
 
 @dataclass(frozen=True)

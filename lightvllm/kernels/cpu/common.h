@@ -1,8 +1,8 @@
 // What the CPU kernels share: sixteen-lane vectors, number types, and the choice of instruction set at run time.
 //
 // A kernel is written once, over vectors of sixteen floats that the compiler lowers to whatever registers there are;
-// `vectorized` compiles it once per instruction set and runs the best the processor has. Every sum runs in an order fixed
-// by the data's own position, so a result depends neither on the batch, nor on the number of threads.
+// `vectorized` compiles it once per instruction set and runs the one in use. Every sum runs in an order fixed by the
+// data's own position, so a result depends neither on the batch, nor on the number of threads.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -11,14 +11,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__)
-#define LIGHTVLLM_KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LIGHTVLLM_KERNEL
-#endif
+#include "team.h"
+
 #define LIGHTVLLM_INLINE __attribute__((always_inline)) inline
 #define LIGHTVLLM_BODY __attribute__((always_inline))  // of a lambda
 
@@ -32,6 +30,27 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
+// The instruction sets that kernels are compiled for, each with all before it; ISAS in kernels/isa.py.
+// AVX512VNNI is AVX-512 with BF16 and VNNI: the processors that have one of the two have both, but for Cascade Lake, Ice
+// Lake and their like, which run as AVX512.
+enum class Isa : int64_t { PLAIN, AVX2, AVX512, AVX512VNNI };
+
+// The best that the processor has.
+inline Isa best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4"))
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::AVX512VNNI : Isa::AVX512;
+  if (__builtin_cpu_supports("x86-64-v3")) return Isa::AVX2;
+#endif
+  return Isa::PLAIN;
+}
+
+// What all kernels of the process use; see isa.cpp.
+inline std::atomic<Isa> isa_in_use{best_isa()};
+
+inline Isa isa() { return isa_in_use.load(std::memory_order_relaxed); }
+
 #if defined(__x86_64__)
 template <class F>
 __attribute__((target("arch=x86-64-v4"))) void run_avx512(const F& f) { f(); }
@@ -40,15 +59,25 @@ template <class F>
 __attribute__((target("arch=x86-64-v3"))) void run_avx2(const F& f) { f(); }
 #endif
 
-// Runs f(), a lambda marked LIGHTVLLM_BODY, compiled for the best instruction set there is. (GCC's target_clones, in its
-// place, takes comparisons of vectors apart into single numbers.)
+// Runs f(), a lambda marked LIGHTVLLM_BODY, compiled for the instruction set in use. (GCC's target_clones, in its place,
+// knows only the best one, and takes comparisons of vectors apart into single numbers.)
 template <class F>
 void vectorized(const F& f) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("x86-64-v4")) return run_avx512(f);
-  if (__builtin_cpu_supports("x86-64-v3")) return run_avx2(f);
+  if (isa() >= Isa::AVX512) return run_avx512(f);
+  if (isa() >= Isa::AVX2) return run_avx2(f);
 #endif
   f();
+}
+
+// The same for a lambda that takes the number of floats in a register: f.template operator()<SIZE>().
+template <class F>
+void vectorized_by_size(const F& f) {
+#if defined(__x86_64__)
+  if (isa() >= Isa::AVX512) return run_avx512([&]() LIGHTVLLM_BODY { f.template operator()<16>(); });
+  if (isa() >= Isa::AVX2) return run_avx2([&]() LIGHTVLLM_BODY { f.template operator()<8>(); });
+#endif
+  f.template operator()<4>();
 }
 
 struct bf16 {

@@ -1,5 +1,9 @@
 // RMSNorm, alone and with the addition before it, rotary embedding, alone and with the head norms before it, SiLU-and-multiply, and the write into the KV cache.
 // Reference twins: lightvllm/kernels/reference.py; test: tests/kernels/test_ops.py.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "common.h"
 
 namespace lightvllm {
@@ -8,7 +12,7 @@ namespace {
 // Calls f(row) for each row of `size` numbers; f is a lambda marked LIGHTVLLM_BODY.
 template <class F>
 void for_rows(int64_t rows, int64_t size, const F& f) {
-  torch::stable::parallel_for(0, rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, 1 + 16384 / size, [&](int64_t begin, int64_t end) {
     vectorized([&]() LIGHTVLLM_BODY {
       for (int64_t row = begin; row < end; row++) f(row);
     });
@@ -186,15 +190,72 @@ Tensor silu_and_mul(Tensor x) {
 
 // ---- write_kv -------------------------------------------------------------------------------------------------------
 
+// A head in int8, to nearest, ties to even, and behind it its scale, a float32. What is too small for a normal scale becomes
+// zero. A head that is not finite becomes NaN, all of it, by its scale.
+template <class T>
+LIGHTVLLM_INLINE void round_head(const T* x, int64_t size, int8_t* to) {
+  typedef int8_t i8x16 __attribute__((vector_size(16)));
+  typedef int16_t i16x16 __attribute__((vector_size(32)));
+  f32x16 largest = {}, poison = {};
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) {
+    const f32x16 v = load(x + i);
+    largest = maximum(largest, maximum(v, -v));
+    poison += v * 0.0f;  // NaN, if it is not finite
+  }
+  float peak = 0, not_finite = sum(poison);
+  for (int64_t lane = 0; lane < LANES; lane++) peak = std::max(peak, largest[lane]);
+  for (; i < size; i++) {
+    peak = std::max(peak, std::abs(to_float(x[i])));
+    not_finite += to_float(x[i]) * 0.0f;
+  }
+  float scale = peak / 127;
+  const bool is_finite = not_finite == 0, is_normal = is_finite && scale >= std::numeric_limits<float>::min();
+  if (!is_normal) {
+    scale = is_finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    std::memset(to, 0, size);
+  }
+  std::memcpy(to + size, &scale, sizeof(scale));
+  const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (i = 0; is_normal && i + LANES <= size; i += LANES) {
+    const f32x16 rounded = (load(x + i) / scale + shift) - shift;
+    const i16x16 halfway = __builtin_convertvector(__builtin_convertvector(rounded, i32x16), i16x16);  // GCC needs it
+    const i8x16 bytes = __builtin_convertvector(halfway, i8x16);
+    std::memcpy(to + i, &bytes, sizeof(bytes));
+  }
+  for (; is_normal && i < size; i++) to[i] = int8_t(std::nearbyint(to_float(x[i]) / scale));
+}
+
+void write_rounded(const Tensor& key, const Tensor& value, const Tensor& key_cache, const Tensor& value_cache,
+                   const int64_t* slots) {
+  const int64_t heads = key.size(1), size = key.size(2), row = size + sizeof(float);
+  STD_TORCH_CHECK(key_cache.size(3) == row && value_cache.size(3) == row,
+                  "write_kv: a head of an int8 cache has four bytes more, its scale");
+  for_type(key, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T *keys = data<T>(key), *values = data<T>(value);
+    int8_t *to_keys = data<int8_t>(key_cache), *to_values = data<int8_t>(value_cache);
+    const int64_t key_stride = key.stride(0), value_stride = value.stride(0);
+    for_rows(key.size(0) * heads, size, [&](int64_t i) LIGHTVLLM_BODY {
+      const int64_t token = i / heads, head = i % heads, to = (slots[token] * heads + head) * row;
+      round_head(keys + token * key_stride + head * size, size, to_keys + to);
+      round_head(values + token * value_stride + head * size, size, to_values + to);
+    });
+  });
+}
+
 void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Tensor slots) {
   int64_t bytes = key.size(1) * key.size(2) * key.element_size();
   STD_TORCH_CHECK(key.stride(2) == 1 && key.stride(1) == key.size(2), "write_kv: a token's heads must be contiguous");
   STD_TORCH_CHECK(value.stride(2) == 1 && value.stride(1) == value.size(2), "write_kv: a token's heads must be contiguous");
   STD_TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous(), "write_kv: the cache must be contiguous");
-  STD_TORCH_CHECK(key.scalar_type() == key_cache.scalar_type(), "write_kv: keys and cache must have one type");
   const int64_t* slot = data<int64_t>(slots);
+  if (key_cache.scalar_type() == torch::headeronly::ScalarType::Char)
+    return write_rounded(key, value, key_cache, value_cache, slot);
+  STD_TORCH_CHECK(key.scalar_type() == key_cache.scalar_type(),
+                  "write_kv: keys and cache must have one type, if the cache is not of int8");
   int64_t key_stride = key.stride(0) * key.element_size(), value_stride = value.stride(0) * value.element_size();
-  torch::stable::parallel_for(0, key.size(0), 1 + 65536 / bytes, [&](int64_t begin, int64_t end) {
+  parallel_for(0, key.size(0), 1 + 65536 / bytes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       std::memcpy(data<char>(key_cache) + slot[i] * bytes, data<char>(key) + i * key_stride, bytes);
       std::memcpy(data<char>(value_cache) + slot[i] * bytes, data<char>(value) + i * value_stride, bytes);

@@ -21,7 +21,7 @@ constexpr int64_t GROUP = sizeof(float) / sizeof(T);
 template <class T>
 void pack(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
   const int64_t groups = (inputs + GROUP<T> - 1) / GROUP<T>, panels = (outputs + PANEL - 1) / PANEL;
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
       T* to = packed + p * groups * PANEL * GROUP<T>;
       const int64_t count = std::min(PANEL, outputs - p * PANEL);
@@ -40,61 +40,108 @@ void pack(const T* weight, int64_t outputs, int64_t inputs, T* packed) {
   });
 }
 
-// ---- one pass over a panel: sums[row, PANEL] for ROWS rows, each of `groups` groups
+// ---- one pass over a panel: sums[row, PANEL] for 1 to MAX_ROWS rows, each of `groups` groups
 
-struct PlainFloat32 {
-  static LIGHTVLLM_INLINE f32x16 add(f32x16 sum, Groups weight, uint32_t x) {
-    return sum + load(reinterpret_cast<const float*>(weight)) * __builtin_bit_cast(float, x);
+// A register of SIZE floats.
+template <int64_t SIZE>
+struct Register {
+  typedef float floats __attribute__((vector_size(4 * SIZE)));
+  typedef uint32_t words __attribute__((vector_size(4 * SIZE)));
+
+  // One word in all lanes. GCC 12 makes this a broadcast; of words{} + word, in a template, an insertion for each lane.
+  static LIGHTVLLM_INLINE words fill(uint32_t word) { return (words)((floats{} + 1.0f) * __builtin_bit_cast(float, word)); }
+};
+
+// sum + the products of one group: of each lane's weight by the row's inputs, which lie in all lanes. PARTS: floats in a
+// word, which take a register each.
+struct Float32 {
+  static constexpr int PARTS = 1;
+
+  template <class V, class W>
+  static LIGHTVLLM_INLINE V add(V sum, W weight, W x) {
+    return sum + (V)weight * (V)x;
   }
 };
 
-struct PlainBfloat16 {
-  static LIGHTVLLM_INLINE f32x16 add(f32x16 sum, Groups weight, uint32_t x) {
-    u32x16 pairs;
-    std::memcpy(&pairs, weight, sizeof(pairs));
-    sum += (f32x16)(pairs << 16) * __builtin_bit_cast(float, x << 16);
-    return sum + (f32x16)(pairs & 0xffff0000u) * __builtin_bit_cast(float, x & 0xffff0000u);
+struct Bfloat16 {
+  static constexpr int PARTS = 2;
+
+  template <class V, class W>
+  static LIGHTVLLM_INLINE V add(V sum, W weight, W x) {
+    sum += (V)(weight << 16) * (V)(x << 16);
+    return sum + (V)(weight & 0xffff0000u) * (V)(x & 0xffff0000u);
   }
 };
 
-// A row at a time, over vectors that the compiler lowers to what there is.
+// How many registers of a row's sums fit beside those of the others, of 16 (AVX-512: 32), with the weights or inputs that
+// stay and those of a product.
+constexpr int width_of(int64_t size, int rows, int parts) {
+  if (size == 16) return VECTORS;
+  int width = 8;
+  while (width > 1 && rows * width + std::min(rows, width) * parts + 2 * parts - 1 > 16) width /= 2;
+  return width;
+}
+
+// Of ROWS rows by a part of the panel at a time, as many outputs as there are registers; GCC keeps the sums there when it
+// sees each of them. What the first part reads of CHUNK groups is in the first-level cache for the others, and each fetches
+// its share of the next CHUNK.
+template <class Type, int64_t SIZE, int ROWS>
+LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+  constexpr int WIDTH = width_of(SIZE, ROWS, Type::PARTS);
+  constexpr int64_t PART = WIDTH * SIZE, CHUNK = 64;
+  typedef typename Register<SIZE>::floats floats;
+  typedef typename Register<SIZE>::words words;
+  for (int64_t first = 0; first == 0 || first < groups; first += CHUNK) {
+    for (int64_t start = 0; start < PANEL; start += PART) {
+      const int64_t first_line = ahead.lines * start / PANEL, last_line = ahead.lines * (start + PART) / PANEL;
+      floats total[ROWS][WIDTH] = {};
+      LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
+        LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++)
+          if (first) std::memcpy(&total[r][v], sums + r * PANEL + start + v * SIZE, sizeof(total[r][v]));
+      for (int64_t g = first; g < std::min(first + CHUNK, groups); g++) {
+        for (int64_t line = first_line; line < last_line; line++)
+          __builtin_prefetch(ahead.from + (g + CHUNK) * ahead.step + line * 64, 0, 2);
+        auto weight = [&](int v) LIGHTVLLM_BODY {
+          words result;
+          std::memcpy(&result, panel + g * PANEL + start + v * SIZE, sizeof(result));
+          return result;
+        };
+        auto input = [&](int r) LIGHTVLLM_BODY { return Register<SIZE>::fill(x[r * x_stride + g]); };
+        words few[std::min(ROWS, WIDTH)];  // stay, while one of the others comes after the other
+        if constexpr (WIDTH < ROWS) {
+          LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) few[v] = weight(v);
+          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
+            const words one = input(r);
+            LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) total[r][v] = Type::add(total[r][v], few[v], one);
+          }
+        } else {
+          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) few[r] = input(r);
+          LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++) {
+            const words one = weight(v);
+            LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) total[r][v] = Type::add(total[r][v], one, few[r]);
+          }
+        }
+      }
+      LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
+        LIGHTVLLM_UNROLL for (int v = 0; v < WIDTH; v++)
+          std::memcpy(sums + r * PANEL + start + v * SIZE, &total[r][v], sizeof(total[r][v]));
+    }
+  }
+}
+
 template <class Type>
-LIGHTVLLM_INLINE void plain_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, float* sums) {
-  for (int64_t r = 0; r < rows; r++) {
-    f32x16 total[VECTORS] = {};
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t v = 0; v < VECTORS; v++)
-        total[v] = Type::add(total[v], panel + g * PANEL + v * LANES, x[r * x_stride + g]);
-    for (int64_t v = 0; v < VECTORS; v++) store(sums + r * PANEL + v * LANES, total[v]);
-  }
-}
-
-LIGHTVLLM_KERNEL void plain_float32(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch,
-                                    float* sums) {
-  plain_pass<PlainFloat32>(rows, x, x_stride, panel, groups, sums);
-}
-
-LIGHTVLLM_KERNEL void plain_bfloat16(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch,
-                                     float* sums) {
-  plain_pass<PlainBfloat16>(rows, x, x_stride, panel, groups, sums);
+void vector_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+  vectorized_by_size([&]<int64_t SIZE>() LIGHTVLLM_BODY {
+    with_rows(rows, [&]<int ROWS>() LIGHTVLLM_BODY {
+      register_rows<Type, SIZE, ROWS>(x, x_stride, panel, groups, ahead, sums);
+    });
+  });
 }
 
 #if defined(__x86_64__)
-struct Avx512Float32 {
-  LIGHTVLLM_AVX512 static LIGHTVLLM_INLINE __m512 add(__m512 sum, __m512i weight, __m512i x) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(weight), _mm512_castsi512_ps(x), sum);
-  }
-};
-
-struct Avx512Bfloat16 {
-  LIGHTVLLM_AVX512 static LIGHTVLLM_INLINE __m512 add(__m512 sum, __m512i weight, __m512i x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)weight);
-  }
-};
-
-// LINES: cache lines to prefetch for each group. GCC keeps the sums in registers when it sees each of them.
-template <class Type, int ROWS, int LINES>
-LIGHTVLLM_AVX512 void avx512_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+// bfloat16 where the processor multiplies it. LINES: cache lines to prefetch for each group.
+template <int ROWS, int LINES>
+LIGHTVLLM_AVX512 void bf16_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
   __m512 total[ROWS][VECTORS];
   LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) total[r][v] = _mm512_setzero_ps();
@@ -104,29 +151,28 @@ LIGHTVLLM_AVX512 void avx512_rows(Groups x, int64_t x_stride, Groups panel, int6
     __m512i weight[VECTORS];
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_loadu_si512(panel + g * PANEL + v * LANES);
     LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-      const __m512i input = _mm512_set1_epi32(int32_t(x[r * x_stride + g]));
-      LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) total[r][v] = Type::add(total[r][v], weight[v], input);
+      const __m512bh input = (__m512bh)_mm512_set1_epi32(int32_t(x[r * x_stride + g]));
+      LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++)
+        total[r][v] = _mm512_dpbf16_ps(total[r][v], input, (__m512bh)weight[v]);
     }
   }
   LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(sums + r * PANEL + v * LANES, total[r][v]);
 }
 
-template <class Type>
-void avx512_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+void bf16_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
   with_rows(rows, [&]<int ROWS>() {
-    if (ahead.lines >= 4) return avx512_rows<Type, ROWS, 4>(x, x_stride, panel, groups, ahead, sums);
-    if (ahead.lines >= 2) return avx512_rows<Type, ROWS, 2>(x, x_stride, panel, groups, ahead, sums);
-    avx512_rows<Type, ROWS, 1>(x, x_stride, panel, groups, ahead, sums);
+    if (ahead.lines >= 4) return bf16_rows<ROWS, 4>(x, x_stride, panel, groups, ahead, sums);
+    if (ahead.lines >= 2) return bf16_rows<ROWS, 2>(x, x_stride, panel, groups, ahead, sums);
+    bf16_rows<ROWS, 1>(x, x_stride, panel, groups, ahead, sums);
   });
 }
 
-Pass pass_for(const float*) { return has_avx512() ? avx512_pass<Avx512Float32> : plain_float32; }
-Pass pass_for(const bf16*) { return has_avx512() ? avx512_pass<Avx512Bfloat16> : plain_bfloat16; }
+Pass pass_for(const bf16*) { return has_avx512() ? bf16_pass : vector_pass<Bfloat16>; }
 #else
-Pass pass_for(const float*) { return plain_float32; }
-Pass pass_for(const bf16*) { return plain_bfloat16; }
+Pass pass_for(const bf16*) { return vector_pass<Bfloat16>; }
 #endif
+Pass pass_for(const float*) { return vector_pass<Float32>; }
 
 // ---- the ops
 
@@ -137,7 +183,7 @@ Tensor pack_linear(Tensor weight) {
   Tensor packed;
   for_type(weight, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    packed = torch::stable::new_empty(weight, {panels, (inputs + GROUP<T> - 1) / GROUP<T>, PANEL, GROUP<T>});
+    packed = empty_weight(weight, {panels, (inputs + GROUP<T> - 1) / GROUP<T>, PANEL, GROUP<T>});
     pack(data<T>(weight), outputs, inputs, data<T>(packed));
   });
   return packed;
@@ -165,25 +211,14 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
     const Pass pass = pass_for(from);
     const T* offsets = bias ? data<T>(*bias) : nullptr;
     const int64_t panel_size = groups * PANEL * GROUP<T>;
-    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float sums[MAX_ROWS * PANEL];
       for (int64_t p = begin; p < end; p++) {
         const T* panel = data<T>(packed) + p * panel_size;
-        const int64_t count = std::min(PANEL, outputs - p * PANEL);
-        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t number, Prefetch ahead) {
-          pass(number, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
+        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t count, Prefetch ahead) {
+          pass(count, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
                groups, ahead, sums);
-          for (int64_t r = 0; r < number; r++) {
-            T* to = data<T>(y) + (row + r) * outputs + p * PANEL;
-            float* sum = sums + r * PANEL;
-            if (offsets)
-              for (int64_t n = 0; n < count; n++) sum[n] += to_float(offsets[p * PANEL + n]);
-            if (count == PANEL) {
-              for (int64_t v = 0; v < VECTORS; v++) store(to + v * LANES, load(sum + v * LANES));
-            } else {
-              for (int64_t n = 0; n < count; n++) store_one(to + n, sum[n]);
-            }
-          }
+          store_sums(sums, count, p, outputs, offsets, data<T>(y) + row * outputs);
         });
       }
     });

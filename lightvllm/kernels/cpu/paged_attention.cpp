@@ -2,40 +2,42 @@
 // Reference twin: lightvllm/kernels/reference.py:paged_attention; test: tests/kernels/test_paged_attention.py.
 //
 // A row is one query head of one token. The keys of a sequence are cut into tiles that begin at multiples of TILE. Of
-// each tile a row computes scores, weights relative to the tile's own highest score, rounded to the cache's type, and the
+// each tile a row computes scores, weights relative to the tile's own highest score, rounded to the queries' type, and the
 // weighted sum of values; the tiles' sums are merged in order (Milakov and Gimelshein, 2018; FlashAttention, Dao et al.,
 // 2022). Scores and sums are products with panels, as in linear.cpp: a panel of PANEL keys, or of PANEL dimensions of the
 // values, is laid out once and serves all rows that share it, one in a decode or dozens in a chunk. A row's arithmetic is
 // its own: a token's attention is bitwise equal in a decode, in any chunk, beside any request, on any number of threads.
+//
+// The cache is of the type of the queries, or int8 with a scale for each token and head. Integers are exact in both types:
+// they are widened as they are read, a key's scale multiplies its scores, and a value's scale its weights.
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <vector>
 
 #include "attention_panels.h"
+#include "attention_pieces.h"
 
 namespace lightvllm {
 namespace {
 
-constexpr int64_t TILE = 128;
-constexpr int64_t MOST_ROWS = 72;  // of a task
 constexpr float NEVER_SEEN = -1e30f;
 
 // What the tasks of one call share.
 struct Call {
   int64_t group, head_dim, width;  // width: head_dim filled up to whole panels
-  int64_t block_size, token_stride, query_stride, out_stride;
+  int64_t block_size, head_stride, token_stride;  // of the cache, in its own type
+  int64_t query_stride, out_stride;
   int64_t window;  // <= 0: full attention
   float scale;
   Pass pass;
 };
 
 // Some KV heads of some tokens of one request, against tiles [first_tile, last_tile) of its keys.
-template <class T>
+template <class T, class C>
 struct Task {
   const T* query;
   T* out;
-  const T *keys, *values;  // the cache, at the first of the KV heads
+  const C *keys, *values;  // the cache, at the first of the KV heads
   const int32_t* blocks;
   int64_t kv_heads, tokens, first_position, first_tile, last_tile;
   float* partials;  // [rows, tiles of the sequence, width + 2]; or none: the task has all tiles, and writes `out`
@@ -66,37 +68,45 @@ LIGHTVLLM_INLINE void merge_sums(float* first, const float* second, int64_t coun
 
 // ---- a task ---------------------------------------------------------------------------------------------------------
 
+// Where the keys and values of a tile and one head lie, those that are fetched meanwhile, and the scales of int8.
+template <class C>
+struct HeadRows {
+  const C *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
+  float key_scales[TILE], value_scales[TILE];
+};
+
 // A thread's working memory, for tasks of `rows` rows at most.
-template <class T>
+template <class T, class C>
 struct Scratch {
   std::unique_ptr<char[]> memory;
-  T *query, *weights, *nothing;  // [rows, head_dim], [rows, TILE]; a token of zeros, which stands behind a sequence
+  T *query, *weights;  // [rows, head_dim], [rows, TILE]
+  C* nothing;          // a token of zeros, which stands behind a sequence
   float *scores, *sums, *output;  // [rows, TILE], [MAX_ROWS, PANEL], [rows, width]
-  uint32_t* panel;
+  uint32_t* panel;  // what lies beside the dimensions of a head may be anything, as are the sums that it gives
   Softmax softmax[MOST_ROWS];
   Merge merges[MOST_ROWS];
-  const T *keys[2][TILE], *values[2][TILE];  // of this tile and the next
+  const C *keys[2][TILE], *values[2][TILE];  // of this tile and the next
+  HeadRows<C> head;
 
   Scratch(const Call& call, int64_t rows) {
     const int64_t panel_words = PANEL * std::max<int64_t>(call.head_dim, TILE);
     const int64_t floats = rows * (TILE + call.width) + MAX_ROWS * PANEL + panel_words;
-    memory.reset(new char[64 + floats * sizeof(float) + (rows * (call.head_dim + TILE) + call.token_stride) * sizeof(T)]);
+    memory.reset(new char[64 + floats * sizeof(float) + rows * (call.head_dim + TILE) * sizeof(T) + call.token_stride * sizeof(C)]);
     sums = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
     panel = reinterpret_cast<uint32_t*>(sums + MAX_ROWS * PANEL);
-    std::memset(panel, 0, panel_words * sizeof(float));  // what lies beside a head's dimensions stays zero
     scores = reinterpret_cast<float*>(panel + panel_words);
     output = scores + rows * TILE;
     query = reinterpret_cast<T*>(output + rows * call.width);
     weights = query + rows * call.head_dim;
-    nothing = weights + rows * TILE;
-    std::memset(nothing, 0, call.token_stride * sizeof(T));
+    nothing = reinterpret_cast<C*>(weights + rows * TILE);
+    std::memset(nothing, 0, call.token_stride * sizeof(C));
   }
 };
 
 // Where the keys and values of a tile lie, those at `end` and behind it nowhere.
-template <class T>
-LIGHTVLLM_INLINE void find_rows(const Call& call, const Task<T>& task, int64_t start, int64_t end, const T* nothing,
-                                const T** keys, const T** values) {
+template <class T, class C>
+LIGHTVLLM_INLINE void find_rows(const Call& call, const Task<T, C>& task, int64_t start, int64_t end, const C* nothing,
+                                const C** keys, const C** values) {
   for (int64_t j = 0; j < TILE;) {
     const int64_t position = start + j;
     if (position >= end) {
@@ -113,9 +123,14 @@ LIGHTVLLM_INLINE void find_rows(const Call& call, const Task<T>& task, int64_t s
   }
 }
 
+// What a tile's keys and values, TILE of each, are to be multiplied with, where the cache is of int8.
+struct Scales {
+  const float *keys, *values;
+};
+
 // A row's scores of a tile -> weights. Keys before `first` and behind `last`, counted from the tile's begin, are not seen.
-template <class T>
-LIGHTVLLM_INLINE Softmax weigh(const float* scores, float scale, int64_t first, int64_t last, T* weights) {
+template <bool HAS_SCALES, class T>
+LIGHTVLLM_INLINE Softmax weigh(const float* scores, float scale, int64_t first, int64_t last, Scales scales, T* weights) {
   const f32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const bool is_whole = first <= 0 && last >= TILE - 1;
   first = std::max<int64_t>(first, 0), last = std::min(last, TILE - 1);
@@ -126,6 +141,7 @@ LIGHTVLLM_INLINE Softmax weigh(const float* scores, float scale, int64_t first, 
 #pragma GCC unroll 8
   for (int64_t i = 0; i < TILE / LANES; i++) {
     scaled[i] = load(scores + i * LANES) * scale;
+    if constexpr (HAS_SCALES) scaled[i] *= load(scales.keys + i * LANES);
     if (!is_whole) scaled[i] = distance(i) > reach ? never : scaled[i];
     highest = maximum(highest, scaled[i]);
   }
@@ -135,24 +151,32 @@ LIGHTVLLM_INLINE Softmax weigh(const float* scores, float scale, int64_t first, 
   for (int64_t i = 0; i < TILE / LANES; i++) {
     f32x16 weight = exp(scaled[i] - result.peak);
     if (!is_whole) weight = distance(i) > reach ? nothing : weight;
-    store(weights + i * LANES, weight);
-    total += load(weights + i * LANES);
+    if constexpr (HAS_SCALES) {
+      total += weight;
+      weight *= load(scales.values + i * LANES);
+      if (!is_whole) weight = distance(i) > reach ? nothing : weight;  // nothing by a scale that is not a number
+      store(weights + i * LANES, weight);
+    } else {
+      store(weights + i * LANES, weight);
+      total += load(weights + i * LANES);
+    }
   }
   result.total = sum(total);
   return result;
 }
 
 // One KV head's keys and values of a tile, against the task's rows of that head.
-template <class T>
+template <class T, class C>
 struct HeadTile {
   static constexpr int64_t PER_WORD = 4 / sizeof(T);
+  static constexpr bool HAS_SCALES = !std::is_same_v<T, C>;
   const Call& call;
-  const Task<T>& task;
-  Scratch<T>& scratch;
-  FewRows few;
+  const Task<T, C>& task;
+  Scratch<T, C>& scratch;
+  FewRows<C> few;
   int64_t tile, start, stop;  // keys [start, stop)
   int64_t first_row, rows;    // of the task's
-  const T *keys[TILE], *values[TILE], *keys_ahead[TILE], *values_ahead[TILE];
+  HeadRows<C>& head = scratch.head;
 
   // row: counted from first_row
   LIGHTVLLM_INLINE int64_t position_of(int64_t row) const { return task.first_position + row / call.group; }
@@ -163,14 +187,24 @@ struct HeadTile {
   }
 
   // The addresses, and those that are fetched meanwhile: the next head's, or the first's of the next tile.
-  LIGHTVLLM_INLINE void find(int64_t kv_head, int64_t now) {
+  LIGHTVLLM_INLINE void find(int64_t kv_head, int64_t now) const {
     const bool is_last = kv_head + 1 == task.kv_heads;
     for (int64_t j = 0; j < TILE; j++) {
-      keys[j] = scratch.keys[now][j] + kv_head * call.head_dim;
-      values[j] = scratch.values[now][j] + kv_head * call.head_dim;
-      keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : keys[j] + call.head_dim;
-      values_ahead[j] = is_last ? scratch.values[1 - now][j] : values[j] + call.head_dim;
+      head.keys[j] = scratch.keys[now][j] + kv_head * call.head_stride;
+      head.values[j] = scratch.values[now][j] + kv_head * call.head_stride;
+      head.keys_ahead[j] = is_last ? scratch.keys[1 - now][j] : head.keys[j] + call.head_stride;
+      head.values_ahead[j] = is_last ? scratch.values[1 - now][j] : head.values[j] + call.head_stride;
     }
+    for (int64_t j = 0; HAS_SCALES && j < TILE; j++) {
+      head.key_scales[j] = scale_behind(head.keys[j] + call.head_dim);
+      head.value_scales[j] = scale_behind(head.values[j] + call.head_dim);
+    }
+  }
+
+  static LIGHTVLLM_INLINE float scale_behind(const C* numbers) {
+    float scale;
+    std::memcpy(&scale, numbers, sizeof(scale));
+    return scale;
   }
 
   LIGHTVLLM_INLINE void pass(const T* x, int64_t stride, int64_t count, int64_t words) const {
@@ -188,11 +222,11 @@ struct HeadTile {
     const T* query = scratch.query + first_row * call.head_dim;
     if constexpr (std::is_same_v<T, bf16>) {
       if (few.scores) {
-        few.scores(keys + key, keys_ahead + key, call.head_dim, query, scratch.sums);
+        few.scores(head.keys + key, head.keys_ahead + key, call.head_dim, query, scratch.sums);
         return keep_scores(0, rows, key);
       }
     }
-    pack_keys(keys + key, keys_ahead + key, call.head_dim, scratch.panel);
+    pack_keys<T>(head.keys + key, head.keys_ahead + key, call.head_dim, scratch.panel);
     for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
       if (position_of(row + count - 1) < start + key || first_seen(row) >= start + key + PANEL) return;
       pass(query + row * call.head_dim, call.head_dim, count, call.head_dim / PER_WORD);
@@ -208,8 +242,8 @@ struct HeadTile {
         std::memset(weights, 0, TILE * sizeof(T));
         continue;
       }
-      const Softmax of_tile =
-          weigh(scratch.scores + row * TILE, call.scale, first_seen(row) - start, position_of(row) - start, weights);
+      const Softmax of_tile = weigh<HAS_SCALES>(scratch.scores + row * TILE, call.scale, first_seen(row) - start,
+                                                position_of(row) - start, {head.key_scales, head.value_scales}, weights);
       if (task.partials) {
         partial_of(row)[call.width] = of_tile.peak;
         partial_of(row)[call.width + 1] = of_tile.total;
@@ -232,18 +266,18 @@ struct HeadTile {
   }
 
   // The weighted sums of PANEL dimensions of the values from `d` on. It moves the values' addresses there.
-  LIGHTVLLM_INLINE void add_values(int64_t d) {
+  LIGHTVLLM_INLINE void add_values(int64_t d) const {
     for (int64_t j = 0; d && j < TILE; j++) {
-      values[j] += PANEL;
-      values_ahead[j] += PANEL;
+      head.values[j] += PANEL;
+      head.values_ahead[j] += PANEL;
     }
     if constexpr (std::is_same_v<T, bf16>) {
       if (few.values && d + PANEL <= call.head_dim) {
-        few.values(values, values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
+        few.values(head.values, head.values_ahead, stop - start, scratch.weights, TILE, scratch.sums);
         return keep_sums(0, rows, d);
       }
     }
-    pack_values(values, values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
+    pack_values<T>(head.values, head.values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
     for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, Prefetch) LIGHTVLLM_BODY {
       const int64_t seen = std::min(stop, position_of(row + count - 1) + 1) - start;
       if (seen <= 0 || first_seen(row) >= stop) return;
@@ -253,8 +287,8 @@ struct HeadTile {
   }
 };
 
-template <class T>
-LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch<T>& scratch) {
+template <class T, class C>
+LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T, C>& task, Scratch<T, C>& scratch) {
   const int64_t head_dim = call.head_dim, group = call.group, width = call.width;
   const int64_t head_rows = task.tokens * group, rows = task.kv_heads * head_rows, end = task.first_position + task.tokens;
   // Where a row's head lies in the query and in the output.
@@ -266,13 +300,13 @@ LIGHTVLLM_INLINE void attend_task(const Call& call, const Task<T>& task, Scratch
     if (!task.partials) std::memset(scratch.output + row * width, 0, width * sizeof(float));
     scratch.softmax[row] = Softmax();
   }
-  const FewRows few = few_rows(head_rows);
+  const FewRows<C> few = few_rows<C>(head_rows);
   find_rows(call, task, task.first_tile * TILE, end, scratch.nothing, scratch.keys[0], scratch.values[0]);
   for (int64_t tile = task.first_tile; tile < task.last_tile; tile++) {
     const int64_t now = (tile - task.first_tile) % 2, start = tile * TILE, stop = std::min(start + TILE, end);
     find_rows(call, task, start + TILE, end, scratch.nothing, scratch.keys[1 - now], scratch.values[1 - now]);
     for (int64_t kv_head = 0; kv_head < task.kv_heads; kv_head++) {  // inside: their keys are neighbours in memory
-      HeadTile<T> part = {call, task, scratch, few, tile, start, stop, kv_head * head_rows, head_rows};
+      const HeadTile<T, C> part = {call, task, scratch, few, tile, start, stop, kv_head * head_rows, head_rows};
       part.find(kv_head, now);
       for (int64_t key = 0; key < stop - start; key += PANEL) part.score(key);
       part.weigh_all();
@@ -303,114 +337,116 @@ LIGHTVLLM_INLINE void merge_row(const Call& call, float* partials, int64_t first
 
 // ---- the op ---------------------------------------------------------------------------------------------------------
 
-// A piece of work before it is cut into tasks: some tokens of one request.
-struct Piece {
-  int64_t request, first_token, first_position, tokens, first_tile, tiles;
-  int64_t kv_heads = 1;      // of a task
-  int64_t task_tiles;        // of a task
-  int64_t partials = -1;     // where its partials begin, if a task has not all tiles
+// A task before its types are known.
+struct Unit {
+  const Piece* piece;
+  int64_t kv_head, first_tile;
 };
 
-constexpr int64_t SPLIT_TILES = 4;      // of a task, where there are fewer tasks than keep all threads busy
-constexpr int64_t TASKS_OF_THREAD = 4;  // that many do
-
-// Cuts the step's tokens into pieces of at most MOST_ROWS rows. A decode's task takes several KV heads, as they are
-// neighbours in memory, unless there are too few tasks; then, its keys are cut too.
-std::vector<Piece> cut(const int64_t* query_lens, const int64_t* seq_lens, int64_t requests, int64_t group, int64_t kv_heads,
-                       int64_t window) {
+// What the op was given, and how its work is cut.
+struct Step {
+  Tensor query, keys, values, block_table, out;
+  Call call;
   std::vector<Piece> pieces;
-  const int64_t most_tokens = MOST_ROWS / group, wanted = TASKS_OF_THREAD * torch::stable::get_num_threads();
-  int64_t token = 0;
-  for (int64_t r = 0; r < requests; token += query_lens[r++]) {
-    for (int64_t t = 0; t < query_lens[r]; t += most_tokens) {
-      Piece piece = {r, token + t, seq_lens[r] - query_lens[r] + t, std::min(most_tokens, query_lens[r] - t)};
-      piece.first_tile = window > 0 ? std::max<int64_t>(0, piece.first_position - window + 1) / TILE : 0;
-      piece.tiles = piece.task_tiles = (piece.first_position + piece.tokens + TILE - 1) / TILE;
-      pieces.push_back(piece);
+  std::vector<Unit> units = {};
+  int64_t most_rows = 0;
+  std::unique_ptr<float[]> partials = {};
+};
+
+// Lists the tasks in the order in which threads take them, and makes room for what they leave to be merged.
+void list_units(Step& step, int64_t kv_heads) {
+  const int64_t heads = kv_heads * step.call.group;
+  int64_t partial_floats = 0;
+  for (int64_t kv_head = 0; kv_head < kv_heads; kv_head++) {  // outermost, so that pieces of a request share its cache
+    for (Piece& piece : step.pieces) {
+      if (kv_head % piece.kv_heads) continue;
+      step.most_rows = std::max(step.most_rows, piece.kv_heads * piece.tokens * step.call.group);
+      if (piece.tiles - piece.first_tile > piece.task_tiles && piece.partials < 0) {
+        piece.partials = partial_floats;
+        partial_floats += heads * piece.tiles * (step.call.width + 2);
+      }
+      for (int64_t tile = piece.first_tile; tile < piece.tiles; tile += piece.task_tiles)
+        step.units.push_back({&piece, kv_head, tile});
     }
   }
-  const int64_t count = int64_t(pieces.size());
-  for (Piece& piece : pieces) {
-    for (int64_t heads = 1; heads <= kv_heads; heads++)
-      if (kv_heads % heads == 0 && heads * piece.tokens * group <= MOST_ROWS && count * kv_heads / heads >= wanted)
-        piece.kv_heads = heads;
-    if (piece.tokens == 1 && count * kv_heads < wanted) piece.task_tiles = SPLIT_TILES;
-  }
-  return pieces;
+  if (partial_floats) step.partials.reset(new float[partial_floats]);
 }
 
-// query: [num_tokens, num_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim];
-// block_table: [num_requests, max_blocks] int32; query_lens, seq_lens: [num_requests] int64
+template <class T, class C>
+Task<T, C> task_of(const Step& step, const Unit& unit) {
+  const auto& [piece, kv_head, first_tile] = unit;
+  const int64_t group = step.call.group, head_dim = step.call.head_dim;
+  Task<T, C> task;
+  task.query = data<T>(step.query) + piece->first_token * step.call.query_stride + kv_head * group * head_dim;
+  task.out = data<T>(step.out) + piece->first_token * step.call.out_stride + kv_head * group * head_dim;
+  task.keys = data<C>(step.keys) + kv_head * step.call.head_stride;
+  task.values = data<C>(step.values) + kv_head * step.call.head_stride;
+  task.blocks = data<int32_t>(step.block_table) + piece->request * step.block_table.size(1);
+  task.kv_heads = piece->kv_heads;
+  task.tokens = piece->tokens;
+  task.first_position = piece->first_position;
+  task.first_tile = first_tile;
+  task.last_tile = std::min(first_tile + piece->task_tiles, piece->tiles);
+  task.sequence_tiles = piece->tiles;
+  task.partials = nullptr;
+  if (piece->partials >= 0)
+    task.partials = step.partials.get() + piece->partials + kv_head * group * piece->tiles * (step.call.width + 2);
+  return task;
+}
+
+// T: of the queries; C: of the cache.
+template <class T, class C>
+void attend(Step& step) {
+  const Call& call = step.call;
+  step.call.pass = pass_for(static_cast<const T*>(nullptr));
+  std::atomic<size_t> next = 0;
+  parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    Scratch<T, C> scratch(call, step.most_rows);
+    for (size_t i = next++; i < step.units.size(); i = next++) {
+      const Task<T, C> task = task_of<T, C>(step, step.units[i]);
+      vectorized([&]() LIGHTVLLM_BODY { attend_task(call, task, scratch); });
+    }
+  });
+  const int64_t heads = call.out_stride / call.head_dim;
+  for (const Piece& piece : step.pieces) {
+    if (piece.partials < 0) continue;
+    parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t head = begin; head < end; head++)
+        vectorized([&]() LIGHTVLLM_BODY {
+          merge_row(call, step.partials.get() + piece.partials + head * piece.tiles * (call.width + 2), piece.first_tile,
+                    piece.tiles, data<T>(step.out) + (piece.first_token * heads + head) * call.head_dim);
+        });
+    });
+  }
+}
+
+// query: [num_tokens, num_heads, head_dim]; caches: [num_blocks, block_size, num_kv_heads, head_dim], or int8 with
+// head_dim + 4 bytes, see write_kv; block_table: [num_requests, max_blocks] int32; query_lens, seq_lens: [num_requests] int64
 Tensor paged_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens,
                        Tensor seq_lens, double scale, int64_t sliding_window) {
   const int64_t heads = query.size(1), head_dim = query.size(2), kv_heads = key_cache.size(2), group = heads / kv_heads;
+  const bool is_int8 = key_cache.scalar_type() == torch::headeronly::ScalarType::Char;
+  const int64_t head_stride = head_dim + (is_int8 ? sizeof(float) : 0);
   STD_TORCH_CHECK(head_dim % LANES == 0, "paged_attention: head_dim must be a multiple of 16");
   STD_TORCH_CHECK(group <= MOST_ROWS, "paged_attention: at most 72 query heads may share a key");
   STD_TORCH_CHECK(query.stride(2) == 1 && query.stride(1) == head_dim, "paged_attention: a token's heads must be contiguous");
   STD_TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous() && block_table.is_contiguous(),
                   "paged_attention: cache and block table must be contiguous");
-  STD_TORCH_CHECK(query.scalar_type() == key_cache.scalar_type(), "paged_attention: query and cache must have one type");
-  Tensor out = torch::stable::new_empty(query, {query.size(0), heads, head_dim});
-  std::vector<Piece> pieces = cut(data<int64_t>(query_lens), data<int64_t>(seq_lens), seq_lens.size(0), group, kv_heads,
-                                  sliding_window);
-  Call call = {group, head_dim, (head_dim + PANEL - 1) / PANEL * PANEL, key_cache.size(1), kv_heads * head_dim,
-               query.stride(0), heads * head_dim, sliding_window, float(scale), nullptr};
-  struct Unit {
-    const Piece* piece;
-    int64_t kv_head, first_tile;
-  };
-  std::vector<Unit> units;
-  int64_t partial_floats = 0, most_rows = 0;
-  for (int64_t kv_head = 0; kv_head < kv_heads; kv_head++) {  // outermost, so that pieces of a request share its cache
-    for (Piece& piece : pieces) {
-      if (kv_head % piece.kv_heads) continue;
-      most_rows = std::max(most_rows, piece.kv_heads * piece.tokens * group);
-      if (piece.tiles - piece.first_tile > piece.task_tiles && piece.partials < 0) {
-        piece.partials = partial_floats;
-        partial_floats += heads * piece.tiles * (call.width + 2);
-      }
-      for (int64_t tile = piece.first_tile; tile < piece.tiles; tile += piece.task_tiles) units.push_back({&piece, kv_head, tile});
-    }
-  }
-  std::unique_ptr<float[]> partials(partial_floats ? new float[partial_floats] : nullptr);
+  STD_TORCH_CHECK(is_int8 || query.scalar_type() == key_cache.scalar_type(),
+                  "paged_attention: query and cache must have one type, if the cache is not of int8");
+  STD_TORCH_CHECK(key_cache.size(3) == head_stride && value_cache.size(3) == head_stride,
+                  "paged_attention: the heads of query and cache must have one size, in int8 four bytes more for the scale");
+  Call call = {group, head_dim, (head_dim + PANEL - 1) / PANEL * PANEL, key_cache.size(1), head_stride,
+               kv_heads * head_stride, query.stride(0), heads * head_dim, sliding_window, float(scale), nullptr};
+  Step step = {query, key_cache, value_cache, block_table, torch::stable::new_empty(query, {query.size(0), heads, head_dim}),
+               call, cut(data<int64_t>(query_lens), data<int64_t>(seq_lens), seq_lens.size(0), group, kv_heads, sliding_window)};
+  list_units(step, kv_heads);
   for_type(query, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    call.pass = pass_for(type);
-    std::atomic<size_t> next = 0;
-    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
-      Scratch<T> scratch(call, most_rows);
-      for (size_t i = next++; i < units.size(); i = next++) {
-        const auto& [piece, kv_head, first_tile] = units[i];
-        Task<T> task;
-        task.query = data<T>(query) + piece->first_token * query.stride(0) + kv_head * group * head_dim;
-        task.out = data<T>(out) + (piece->first_token * heads + kv_head * group) * head_dim;
-        task.keys = data<T>(key_cache) + kv_head * head_dim;
-        task.values = data<T>(value_cache) + kv_head * head_dim;
-        task.blocks = data<int32_t>(block_table) + piece->request * block_table.size(1);
-        task.kv_heads = piece->kv_heads;
-        task.tokens = piece->tokens;
-        task.first_position = piece->first_position;
-        task.first_tile = first_tile;
-        task.last_tile = std::min(first_tile + piece->task_tiles, piece->tiles);
-        task.sequence_tiles = piece->tiles;
-        task.partials = nullptr;
-        if (piece->partials >= 0)
-          task.partials = partials.get() + piece->partials + kv_head * group * piece->tiles * (call.width + 2);
-        vectorized([&]() LIGHTVLLM_BODY { attend_task(call, task, scratch); });
-      }
-    });
-    for (const Piece& piece : pieces) {
-      if (piece.partials < 0) continue;
-      torch::stable::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t head = begin; head < end; head++)
-          vectorized([&]() LIGHTVLLM_BODY {
-            merge_row(call, partials.get() + piece.partials + head * piece.tiles * (call.width + 2), piece.first_tile,
-                      piece.tiles, data<T>(out) + (piece.first_token * heads + head) * head_dim);
-          });
-      });
-    }
+    if (is_int8) return attend<T, int8_t>(step);
+    attend<T, T>(step);
   });
-  return out;
+  return step.out;
 }
 
 }  // namespace

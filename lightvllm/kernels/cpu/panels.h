@@ -2,31 +2,32 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
+#include <vector>
 
 #include "common.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
-// The processors that have one of these two have both, but for Ice Lake, which runs the plain kernels.
+#define LIGHTVLLM_AVX2 __attribute__((target("arch=x86-64-v3")))
 #define LIGHTVLLM_AVX512 __attribute__((target("arch=x86-64-v4,avx512bf16,avx512vnni")))
-#define LIGHTVLLM_UNROLL _Pragma("GCC unroll 6")
 #endif
+#define LIGHTVLLM_UNROLL _Pragma("GCC unroll 8")
 
 namespace lightvllm {
 
 constexpr int64_t PANEL = 64, VECTORS = PANEL / LANES, MAX_ROWS = 6;
 
-// Four bytes of a row: the inputs of one group.
-typedef const uint32_t* Groups;
+// Four bytes of a row: the inputs of one group. A row may begin anywhere.
+typedef uint32_t Group __attribute__((may_alias, aligned(1)));
+typedef const Group* Groups;
 
-inline bool has_avx512() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  return has;
-#else
-  return false;
-#endif
-}
+// Whether functions marked LIGHTVLLM_AVX512 may run.
+inline bool has_avx512() { return isa() == Isa::AVX512VNNI; }
 
 // Where a pass over a panel prefetches: `lines` cache lines from `from` on for each group of inputs, then `step` bytes
 // further. With few rows that is the same stream, AHEAD bytes on, as fast as it is read. With more it is the next panel,
@@ -69,6 +70,39 @@ LIGHTVLLM_INLINE void with_rows(int64_t rows, const F& f) {
     case 5: return f.template operator()<5>();
     default: return f.template operator()<6>();
   }
+}
+
+// An empty tensor of `like`'s type for weights, in huge pages where the system has them: all of it is read in every step,
+// and with small pages a quarter of that time would be looking up where they lie.
+inline Tensor empty_weight(const Tensor& like, const std::vector<int64_t>& sizes) {
+#if defined(__linux__)
+  constexpr size_t HUGE_PAGE = 2 << 20;
+  size_t bytes = like.element_size();
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 0; bytes *= sizes[i])
+    if (i + 1 < sizes.size()) strides[i] = strides[i + 1] * sizes[i + 1];
+  void* memory = bytes < HUGE_PAGE ? nullptr : std::aligned_alloc(HUGE_PAGE, (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+  if (memory) {
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    return torch::stable::from_blob(memory, sizes, strides, like.device(), like.scalar_type(), std::free);
+  }
+#endif
+  return torch::stable::new_empty(like, sizes);
+}
+
+// The sums of `rows` rows by the panel number `panel`, and the bias -> out [rows, outputs].
+template <class T>
+void store_sums(const float* sums, int64_t rows, int64_t panel, int64_t outputs, const T* bias, T* out) {
+  const int64_t start = panel * PANEL, count = std::min(PANEL, outputs - start);
+  vectorized([&]() LIGHTVLLM_BODY {
+    for (int64_t r = 0; r < rows; r++) {
+      const float* from = sums + r * PANEL;
+      T* to = out + r * outputs + start;
+      int64_t n = 0;
+      for (; n + LANES <= count; n += LANES) store(to + n, bias ? load(from + n) + load(bias + start + n) : load(from + n));
+      for (; n < count; n++) store_one(to + n, bias ? from[n] + to_float(bias[start + n]) : from[n]);
+    }
+  });
 }
 
 }  // namespace lightvllm

@@ -1,201 +1,89 @@
-// Matrix products with 8- and 4-bit weights: inputs are rounded to 8 bits, a scale for each row, products and sums are
-// of integers, and each group of inputs is scaled back on its own.
+// Matrix products with 8- and 4-bit weights: inputs are rounded to 8 bits, a scale for each group of a row's, products and
+// sums are of integers, and each group is scaled back on its own.
 // Reference twin: lightvllm/kernels/reference.py:quantized_linear; test: tests/kernels/test_quantized_linear.py.
 //
 // Weights are unsigned integers q with a zero point z and a scale s for each output and group of inputs: w = s (q - z).
 // So sum(w x) = s t (sum(q p) - z sum(p)) with the inputs x = t p: the zero point costs one product a group, and the dot
-// products of unsigned by signed bytes that processors have are exact. As in linear.cpp nothing depends on the batch.
+// products of unsigned by signed bytes that processors have are exact. Values of 4 bits may be indices of the q in a
+// codebook. As in linear.cpp nothing depends on the batch.
 //
 // Layout: panels of 64 outputs; four neighbouring inputs (a quad) of all its outputs lie together, as one byte each, or
 // as two quads in the low and high half of the bytes.
-#include <cmath>
+#include <memory>
 #include <vector>
 
-#include "panels.h"
+#include "quantized_panels.h"
 
 namespace lightvllm {
+namespace {
 
-constexpr int64_t QUAD = 4;
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 
-// The inputs of a product, rounded: x[row, i] = scales[row] * values[row, i].
-struct RoundedRows {
-  std::vector<int8_t> values;  // [rows, quads * QUAD]
-  std::vector<float> scales;   // [rows]
-  std::vector<int32_t> sums;   // [rows, groups]
+// op(.., op(x[0], x[1])) of all lanes, in some order.
+template <class Op>
+LIGHTVLLM_INLINE int32_t fold(i32x16 x, const Op& op) {
+  const auto a = op(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  const auto b = op(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
+  return op(op(b[0], b[2]), op(b[1], b[3]));
+}
+
+// `count` inputs that share a scale -> their values; a NaN or infinity makes the scale one.
+template <class T>
+LIGHTVLLM_INLINE void round_group(const T* x, int64_t count, int8_t* values, float* scale, int32_t* sum) {
+  const int64_t whole = count / LANES * LANES, rest = count - whole;
+  T last[LANES] = {};
+  if (rest) std::memcpy(last, x + whole, rest * sizeof(T));
+  auto larger = [](auto a, auto b) LIGHTVLLM_BODY { return a > b ? a : b; };
+  i32x16 largest = (i32x16)load(last) & 0x7fffffff;  // of positive numbers the bits are in order, and a NaN's above all
+  for (int64_t i = 0; i < whole; i += LANES) largest = larger(largest, (i32x16)load(x + i) & 0x7fffffff);
+  const float peak = __builtin_bit_cast(float, fold(largest, larger));
+  const float inverse = peak > 1e-36f ? 127 / peak : 0;  // below, it would be infinite: such inputs count as zeros
+  *scale = peak / 127;
+  i32x16 total = {};
+  auto round = [&](f32x16 v) LIGHTVLLM_BODY {
+    // 1.5 * 2^23: adding it rounds, ties to even, and leaves the integer's bits
+    const i32x16 rounded = (i32x16)(v * inverse + splat(12582912.0f)) << 24 >> 24;
+    total += rounded;
+    return __builtin_convertvector(rounded, i8x16);
+  };
+  for (int64_t i = 0; i < whole; i += LANES) {
+    const i8x16 bytes = round(load(x + i));
+    std::memcpy(values + i, &bytes, sizeof(bytes));
+  }
+  if (rest) {
+    const i8x16 bytes = round(load(last));
+    std::memcpy(values + whole, &bytes, rest);
+  }
+  *sum = fold(total, [](auto a, auto b) LIGHTVLLM_BODY { return a + b; });
+}
+
+// The input of a product, rounded.
+struct RoundedInput {
+  int64_t padded, groups;
+  std::unique_ptr<int8_t[]> values;  // [rows, padded]
+  std::unique_ptr<float[]> scales;   // [rows, groups]
+  std::unique_ptr<int32_t[]> sums;   // [rows, groups]
+
+  RoundedRows from_row(int64_t row) const { return {&values[row * padded], padded, &scales[row * groups], &sums[row * groups]}; }
 };
 
 template <class T>
-LIGHTVLLM_INLINE void round_row(const T* x, int64_t inputs, int64_t quads, int64_t quads_per_group, int8_t* values,
-                                float* scale, int32_t* sums) {
-  f32x16 largest = {};
-  int64_t i = 0;
-  for (; i + LANES <= inputs; i += LANES) {
-    f32x16 v = load(x + i);
-    largest = maximum(largest, maximum(v, -v));
-  }
-  float peak = 0;
-  for (int64_t lane = 0; lane < LANES; lane++) peak = std::max(peak, largest[lane]);
-  for (; i < inputs; i++) peak = std::max(peak, std::abs(to_float(x[i])));
-  *scale = peak / 127;
-  const float inverse = peak > 0 ? 127 / peak : 0;
-  const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
-  for (i = 0; i + LANES <= inputs; i += LANES) {
-    f32x16 rounded = (load(x + i) * inverse + shift) - shift;
-    typedef int8_t i8x16 __attribute__((vector_size(16)));
-    i8x16 bytes = __builtin_convertvector(__builtin_convertvector(rounded, i32x16), i8x16);
-    std::memcpy(values + i, &bytes, sizeof(bytes));
-  }
-  for (; i < inputs; i++) values[i] = int8_t(std::nearbyint(to_float(x[i]) * inverse));
-  for (; i < quads * QUAD; i++) values[i] = 0;
-  for (int64_t start = 0, g = 0; start < quads * QUAD; start += quads_per_group * QUAD, g++) {
-    int32_t sum = 0;
-    const int64_t end = std::min(start + quads_per_group * QUAD, quads * QUAD);
-    for (int64_t j = start; j < end; j++) sum += values[j];
-    sums[g] = sum;
-  }
-}
-
-// A weight's panel and what its integers mean.
-struct Panel {
-  const uint8_t* values;  // [quads, PANEL, QUAD], or half of it
-  const float* scales;    // [groups, PANEL]
-  const int32_t* zeros;   // [groups, PANEL], or none: `zero` for all
-  int32_t zero;
-  int64_t quads, quads_per_group;
-};
-
-// sums[row, PANEL] = the rows by the panel, but for the rows' own scales.
-typedef void (*QuantizedPass)(int64_t rows, const int8_t* x, int64_t x_stride, const int32_t* x_sums, int64_t groups,
-                              const Panel& panel, Prefetch ahead, float* sums);
-
-// Widens two quads of a panel's 16 outputs from one vector of halves.
-template <int BITS>
-LIGHTVLLM_INLINE uint8_t plain_value(const uint8_t* values, int64_t quad, int64_t output, int64_t i) {
-  if (BITS == 8) return values[(quad * PANEL + output) * QUAD + i];
-  const uint8_t byte = values[(quad / 2 * PANEL + output) * QUAD + i];
-  return quad % 2 ? byte >> 4 : byte & 15;
-}
-
-template <int BITS>
-LIGHTVLLM_INLINE void plain_quantized(int64_t rows, const int8_t* x, int64_t x_stride, const int32_t* x_sums,
-                                      int64_t groups, const Panel& panel, float* sums) {
-  for (int64_t r = 0; r < rows; r++) {
-    for (int64_t n = 0; n < PANEL; n++) {
-      float total = 0;
-      for (int64_t g = 0; g < groups; g++) {
-        const int32_t zero = panel.zeros ? panel.zeros[g * PANEL + n] : panel.zero;
-        int32_t sum = -zero * x_sums[r * groups + g];
-        const int64_t end = std::min((g + 1) * panel.quads_per_group, panel.quads);
-        for (int64_t quad = g * panel.quads_per_group; quad < end; quad++)
-          for (int64_t i = 0; i < QUAD; i++)
-            sum += plain_value<BITS>(panel.values, quad, n, i) * x[r * x_stride + quad * QUAD + i];
-        total = std::fma(float(sum), panel.scales[g * PANEL + n], total);
+RoundedInput round_input(const Tensor& x, int64_t padded, int64_t groups, int64_t group_size) {
+  const int64_t rows = x.size(0), inputs = x.size(1), stride = x.stride(0);
+  RoundedInput rounded = {padded, groups, std::unique_ptr<int8_t[]>(new int8_t[rows * padded]),
+                          std::unique_ptr<float[]>(new float[rows * groups]), std::unique_ptr<int32_t[]>(new int32_t[rows * groups])};
+  parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+    vectorized([&]() LIGHTVLLM_BODY {
+      for (int64_t r = begin; r < end; r++) {
+        const T* from = data<T>(x) + r * stride;
+        int8_t* values = &rounded.values[r * padded];
+        for (int64_t start = 0, g = r * groups; start < inputs; start += group_size, g++)
+          round_group(from + start, std::min(group_size, inputs - start), values + start, &rounded.scales[g], &rounded.sums[g]);
+        std::memset(values + inputs, 0, padded - inputs);
       }
-      sums[r * PANEL + n] = total;
-    }
-  }
-}
-
-LIGHTVLLM_KERNEL void plain_int8(int64_t rows, const int8_t* x, int64_t x_stride, const int32_t* x_sums, int64_t groups,
-                                 const Panel& panel, Prefetch, float* sums) {
-  plain_quantized<8>(rows, x, x_stride, x_sums, groups, panel, sums);
-}
-
-LIGHTVLLM_KERNEL void plain_int4(int64_t rows, const int8_t* x, int64_t x_stride, const int32_t* x_sums, int64_t groups,
-                                 const Panel& panel, Prefetch, float* sums) {
-  plain_quantized<4>(rows, x, x_stride, x_sums, groups, panel, sums);
-}
-
-#if defined(__x86_64__)
-// sum + the dot products of four unsigned by four signed bytes. GCC 12 copies the sums around its own intrinsic.
-LIGHTVLLM_AVX512 LIGHTVLLM_INLINE void add_dot(__m512i& sum, __m512i weight, __m512i input) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(input));
-}
-
-template <int BITS, int ROWS, int LINES>
-LIGHTVLLM_AVX512 void avx512_quantized_rows(const int8_t* x, int64_t x_stride, const int32_t* x_sums, int64_t groups,
-                                            const Panel& panel, Prefetch ahead, float* sums) {
-  const __m512i low = _mm512_set1_epi8(15);
-  for (int64_t g = 0; g < groups; g++) {
-    __m512i total[ROWS][VECTORS];
-    LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-      const __m512i sum = _mm512_set1_epi32(-x_sums[r * groups + g]);
-      LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) {
-        const __m512i zero = panel.zeros ? _mm512_loadu_si512(panel.zeros + g * PANEL + v * LANES) : _mm512_set1_epi32(panel.zero);
-        total[r][v] = _mm512_mullo_epi32(sum, zero);
-      }
-    }
-    const int64_t end = std::min((g + 1) * panel.quads_per_group, panel.quads);
-    if (BITS == 8) {
-      for (int64_t quad = g * panel.quads_per_group; quad < end; quad++) {
-        LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(ahead.from + line * 64, _MM_HINT_T1);
-        ahead.from += ahead.step;
-        __m512i weight[VECTORS];
-        LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++)
-          weight[v] = _mm512_loadu_si512(panel.values + (quad * PANEL + v * LANES) * QUAD);
-        LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-          int32_t bytes;
-          std::memcpy(&bytes, x + r * x_stride + quad * QUAD, sizeof(bytes));
-          const __m512i input = _mm512_set1_epi32(bytes);
-          LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++)
-            add_dot(total[r][v], weight[v], input);
-        }
-      }
-    } else {
-      for (int64_t quad = g * panel.quads_per_group; quad < end; quad += 2) {
-        LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(ahead.from + line * 64, _MM_HINT_T1);
-        ahead.from += ahead.step;
-        LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) {
-          const __m512i both = _mm512_loadu_si512(panel.values + (quad / 2 * PANEL + v * LANES) * QUAD);
-          const __m512i first = _mm512_and_si512(both, low);
-          const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-            int32_t bytes[2];
-            std::memcpy(bytes, x + r * x_stride + quad * QUAD, sizeof(bytes));
-            add_dot(total[r][v], first, _mm512_set1_epi32(bytes[0]));
-            add_dot(total[r][v], second, _mm512_set1_epi32(bytes[1]));
-          }
-        }
-      }
-    }
-    LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) {
-      const __m512 scale = _mm512_loadu_ps(panel.scales + g * PANEL + v * LANES);
-      LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-        float* sum = sums + r * PANEL + v * LANES;
-        const __m512 before = g ? _mm512_loadu_ps(sum) : _mm512_setzero_ps();
-        _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[r][v]), scale, before));
-      }
-    }
-  }
-}
-
-template <int BITS>
-void avx512_quantized(int64_t rows, const int8_t* x, int64_t x_stride, const int32_t* x_sums, int64_t groups,
-                      const Panel& panel, Prefetch ahead, float* sums) {
-  with_rows(rows, [&]<int ROWS>() {
-    if (ahead.lines >= 4) return avx512_quantized_rows<BITS, ROWS, 4>(x, x_stride, x_sums, groups, panel, ahead, sums);
-    if (ahead.lines >= 2) return avx512_quantized_rows<BITS, ROWS, 2>(x, x_stride, x_sums, groups, panel, ahead, sums);
-    avx512_quantized_rows<BITS, ROWS, 1>(x, x_stride, x_sums, groups, panel, ahead, sums);
+    });
   });
-}
-#endif
-
-QuantizedPass quantized_pass(int64_t bits) {
-#if defined(__x86_64__)
-  if (has_avx512()) return bits == 8 ? avx512_quantized<8> : avx512_quantized<4>;
-#endif
-  return bits == 8 ? plain_int8 : plain_int4;
-}
-
-// A panel of halves as one of bytes, [quads, PANEL, QUAD].
-LIGHTVLLM_KERNEL void widen(const uint8_t* halves, int64_t quads, uint8_t* bytes) {
-  constexpr int64_t SIZE = PANEL * QUAD;
-  for (int64_t pair = 0; pair < quads / 2; pair++) {
-    for (int64_t i = 0; i < SIZE; i++) {
-      bytes[2 * pair * SIZE + i] = halves[pair * SIZE + i] & 15;
-      bytes[(2 * pair + 1) * SIZE + i] = halves[pair * SIZE + i] >> 4;
-    }
-  }
+  return rounded;
 }
 
 // ---- the ops
@@ -207,9 +95,9 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
   STD_TORCH_CHECK(bits == 8 || bits == 4, "pack_quantized: 4 or 8 bits");
   const int64_t outputs = weight.size(0), inputs = weight.size(1), panels = (outputs + PANEL - 1) / PANEL;
   const int64_t per_row = bits == 8 ? QUAD : 2 * QUAD, steps = (inputs + per_row - 1) / per_row;
-  Tensor packed = torch::stable::new_empty(weight, {panels, steps, PANEL, QUAD});
+  Tensor packed = empty_weight(weight, {panels, steps, PANEL, QUAD});
   const uint8_t* from = data<uint8_t>(weight);
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
       uint8_t* to = data<uint8_t>(packed) + p * steps * PANEL * QUAD;
       std::memset(to, 0, steps * PANEL * QUAD);
@@ -218,7 +106,14 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
         const int64_t s1 = std::min(s0 + 16, steps);
         for (int64_t n = 0; n < count; n++) {
           const uint8_t* row = from + (p * PANEL + n) * inputs;
-          for (int64_t s = s0; s < s1; s++) {
+          int64_t s = s0;
+          for (; s < s1 && (s + 1) * per_row <= inputs; s++) {
+            uint32_t quads[2] = {};
+            std::memcpy(quads, row + s * per_row, per_row);
+            quads[0] |= quads[1] << 4;
+            std::memcpy(to + (s * PANEL + n) * QUAD, quads, QUAD);
+          }
+          for (; s < s1; s++) {  // not a whole one
             uint8_t* quad = to + (s * PANEL + n) * QUAD;
             const int64_t start = s * per_row, present = std::min(per_row, inputs - start);
             for (int64_t i = 0; i < std::min(present, QUAD); i++) quad[i] = row[start + i];
@@ -235,7 +130,7 @@ Tensor pack_quantized(Tensor weight, int64_t bits) {
 Tensor pack_groups(Tensor groups) {
   STD_TORCH_CHECK(groups.dim() == 2 && groups.is_contiguous() && groups.element_size() == 4, "pack_groups: float32 or int32");
   const int64_t outputs = groups.size(0), count = groups.size(1), panels = (outputs + PANEL - 1) / PANEL;
-  Tensor packed = torch::stable::new_empty(groups, {panels, count, PANEL});
+  Tensor packed = empty_weight(groups, {panels, count, PANEL});
   std::memset(packed.data_ptr(), 0, panels * count * PANEL * 4);
   for (int64_t n = 0; n < outputs; n++)
     for (int64_t g = 0; g < count; g++)
@@ -244,70 +139,53 @@ Tensor pack_groups(Tensor groups) {
 }
 
 // x: [rows, inputs]; packed: see pack_quantized; scales: see pack_groups, float32; zeros: the same, int32, or none for
-// 2^(bits - 1); group_size: inputs that share a scale, a multiple of 8; bias: [outputs] -> [rows, outputs]
-Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
-                        int64_t bits, int64_t group_size, int64_t outputs) {
+// 2^(bits - 1); codebook: [16] uint8, what 4-bit values stand for, or none; group_size: inputs that share a scale, a
+// multiple of 8; bias: [outputs] -> [rows, outputs]
+Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> codebook,
+                        std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t outputs) {
   const int64_t rows = x.size(0), inputs = x.size(1), panels = packed.size(0), steps = packed.size(1);
-  const int64_t quads = steps * (bits == 8 ? 1 : 2), groups = scales.size(1);
-  const int64_t quads_per_group = groups == 1 ? quads : group_size / QUAD;
+  const int64_t per_step = bits == 8 ? QUAD : 2 * QUAD, padded = steps * per_step, groups = scales.size(1);
+  if (groups == 1) group_size = padded;
   STD_TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "quantized_linear: the inputs of a row must be neighbours");
-  STD_TORCH_CHECK(inputs <= quads * QUAD && inputs > (steps - 1) * (quads / steps) * QUAD, "quantized_linear: input and weight do not fit");
+  STD_TORCH_CHECK((inputs + per_step - 1) / per_step == steps, "quantized_linear: input and weight do not fit");
   STD_TORCH_CHECK(groups == 1 || (group_size % (2 * QUAD) == 0 && groups == (inputs + group_size - 1) / group_size),
                   "quantized_linear: groups and scales do not fit");
+  STD_TORCH_CHECK(!codebook || (bits == 4 && codebook->is_contiguous() && codebook->numel() * codebook->element_size() == 16),
+                  "quantized_linear: a codebook has 16 bytes, for 4 bits");
   Tensor y = torch::stable::new_empty(x, {rows, outputs});
-  RoundedRows rounded;
-  rounded.values.resize(rows * quads * QUAD);
-  rounded.scales.resize(rows);
-  rounded.sums.resize(rows * groups);
+  const QuantizedKernel kernel = quantized_kernel(rows, bits, codebook.has_value());
+  const Panel first = {data<uint8_t>(packed), data<float>(scales), zeros ? data<int32_t>(*zeros) : nullptr,
+                       bits == 8 || codebook ? 128 : 8, codebook ? data<uint8_t>(*codebook) : nullptr,
+                       padded / QUAD, groups, group_size / QUAD};
+  const int64_t panel_bytes = steps * PANEL * QUAD;
   for_type(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
-      const T* from = data<T>(x);
-      const int64_t stride = x.stride(0);
-      vectorized([&]() LIGHTVLLM_BODY {
-        for (int64_t r = begin; r < end; r++)
-          round_row(from + r * stride, inputs, quads, quads_per_group, rounded.values.data() + r * quads * QUAD,
-                    rounded.scales.data() + r, rounded.sums.data() + r * groups);
-      });
-    });
+    const RoundedInput rounded = round_input<T>(x, padded, groups, group_size);
     const T* offsets = bias ? data<T>(*bias) : nullptr;
-    const int64_t panel_bytes = steps * PANEL * QUAD;
-    const bool widens = bits == 4 && rows > MAX_ROWS;  // more passes than one: the halves are widened once
-    const QuantizedPass pass = quantized_pass(widens ? 8 : bits);
-    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float sums[MAX_ROWS * PANEL];
-      std::vector<uint8_t> wide(widens ? quads * PANEL * QUAD : 0);
+      const std::unique_ptr<uint8_t[]> wide(kernel.widen ? new uint8_t[padded * PANEL] : nullptr);
       for (int64_t p = begin; p < end; p++) {
-        const uint8_t* values = data<uint8_t>(packed) + p * panel_bytes;
-        Panel panel = {values, data<float>(scales) + p * groups * PANEL,
-                       zeros ? data<int32_t>(*zeros) + p * groups * PANEL : nullptr, 1 << (bits - 1), quads, quads_per_group};
-        if (widens) {
-          widen(values, quads, wide.data());
-          panel.values = wide.data();
+        Panel panel = first;
+        panel.values += p * panel_bytes;
+        panel.scales += p * groups * PANEL;
+        if (zeros) panel.zeros += p * groups * PANEL;
+        const uint8_t* read = panel.values;
+        if (kernel.widen) {
+          kernel.widen(panel, wide.get());
+          panel.values = wide.get();
         }
-        const int64_t count = std::min(PANEL, outputs - p * PANEL);
-        for_row_blocks(rows, values, panel_bytes, widens ? quads : steps, [&](int64_t row, int64_t number, Prefetch ahead) {
-          pass(number, rounded.values.data() + row * quads * QUAD, quads * QUAD, rounded.sums.data() + row * groups, groups,
-               panel, ahead, sums);
-          for (int64_t r = 0; r < number; r++) {
-            T* to = data<T>(y) + (row + r) * outputs + p * PANEL;
-            float* sum = sums + r * PANEL;
-            const float scale = rounded.scales[row + r];
-            for (int64_t v = 0; v < VECTORS; v++) store(sum + v * LANES, load(sum + v * LANES) * scale);
-            if (offsets)
-              for (int64_t n = 0; n < count; n++) sum[n] += to_float(offsets[p * PANEL + n]);
-            if (count == PANEL) {
-              for (int64_t v = 0; v < VECTORS; v++) store(to + v * LANES, load(sum + v * LANES));
-            } else {
-              for (int64_t n = 0; n < count; n++) store_one(to + n, sum[n]);
-            }
-          }
+        for_row_blocks(rows, read, panel_bytes, kernel.widen ? panel.quads : steps, [&](int64_t row, int64_t count, Prefetch ahead) {
+          kernel.pass(count, rounded.from_row(row), panel, ahead, sums);
+          store_sums(sums, count, p, outputs, offsets, data<T>(y) + row * outputs);
         });
       }
     });
   });
   return y;
 }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
   m.impl("pack_quantized", TORCH_BOX(&pack_quantized));

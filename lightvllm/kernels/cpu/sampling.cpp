@@ -49,7 +49,7 @@ Tensor most_likely(Tensor logits) {
   for_type(logits, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* from = data<T>(logits);
-    torch::stable::parallel_for(0, rows * parts, 4, [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows * parts, 4, [&](int64_t begin, int64_t end) {
       vectorized([&]() LIGHTVLLM_BODY {
         for (int64_t i = begin; i < end; i++) {
           const int64_t start = i % parts * PART;
