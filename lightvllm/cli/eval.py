@@ -49,7 +49,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     what.add_argument("--length", type=int, metavar="N", help=f"tokens of a window (default: {LENGTH})")
     what.add_argument("--stride", type=int, metavar="N", help="tokens from one to the next (default: half its length)")
     add_number(what, "--limit", 20_000, "most tokens to predict")
-    add_number(what, "--questions", 400, "questions to ask the default model")
+    add_number(what, "--questions", 200, "questions to ask the default model")
     which = parser.add_argument_group("variants")
     which.add_argument(
         "--on-the-fly",

@@ -87,7 +87,7 @@ COLUMNS = (
 
 def row_of(outcome: Outcome, accuracy: float | None) -> Row:
     """A variant's figures. accuracy: None where nothing was asked."""
-    name, disk = outcome.variant.name, outcome.variant.disk_bytes
+    name, disk = outcome.variant.name, outcome.disk_bytes
     if outcome.result is None:
         return Row(name, disk, failure=outcome.failure)
     known = {field.name for field in dataclasses.fields(Row)}

@@ -27,22 +27,19 @@ class Variant:
     name: str
     options: dict[str, Any]
 
-    @property
-    def disk_bytes(self) -> int:
-        """The size of the weights' files."""
-        return sum(file.stat().st_size for file in resolve_model(self.options["model"]).glob("*.safetensors"))
-
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of a variant.
 
     Attributes:
+        disk_bytes: the size of the weights' files.
         result: the fields of `measure.Result`; None if it failed.
         failure: why, in words.
     """
 
     variant: Variant
+    disk_bytes: int
     result: dict[str, Any] | None
     failure: str | None = None
 
@@ -82,11 +79,12 @@ def measure_all(
 
 
 def _measure(variant: Variant, job: dict[str, Any], work: Path) -> Outcome:
+    disk_bytes = sum(file.stat().st_size for file in resolve_model(variant.options["model"]).glob("*.safetensors"))
     job_file, result_file = work / "job.json", work / "result.json"
     job_file.write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", "lightvllm.bench.quality.measure", str(job_file), str(result_file)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Outcome(variant, None, words[-1])
-    return Outcome(variant, json.loads(result_file.read_text(encoding="utf-8")))
+        return Outcome(variant, disk_bytes, None, words[-1])
+    return Outcome(variant, disk_bytes, json.loads(result_file.read_text(encoding="utf-8")))

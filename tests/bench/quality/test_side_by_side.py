@@ -25,19 +25,18 @@ DIVERGENCE = {
 
 
 @pytest.fixture
-def rows(text_checkpoint: Checkpoint) -> list[report.Row]:
-    variant = Variant("full", {"model": str(text_checkpoint.path)})
+def rows() -> list[report.Row]:
     worse = RESULT | {"perplexity": 2.1, "divergence": DIVERGENCE}
     return [
-        report.row_of(Outcome(variant, RESULT), 0.96),
-        report.row_of(Outcome(Variant("int8", variant.options), worse), 0.95),
-        report.row_of(Outcome(Variant("w4", variant.options), None, "out of luck"), None),
+        report.row_of(Outcome(Variant("full", {}), 9 * 2**20, RESULT), 0.96),
+        report.row_of(Outcome(Variant("int8", {}), 9 * 2**20, worse), 0.95),
+        report.row_of(Outcome(Variant("w4", {}), 9 * 2**20, None, "out of luck"), None),
     ]
 
 
-def test_the_table(rows: list[report.Row], text_checkpoint: Checkpoint) -> None:
+def test_the_table(rows: list[report.Row]) -> None:
     head, rule, full, int8, w4 = report.table(rows).splitlines()
-    assert rows[0].disk_bytes == (text_checkpoint.path / "model.safetensors").stat().st_size
+    assert full.startswith("| full | 9.0 | 1.0 | 1,024.0 |")
     assert head.split(" | ")[5:8] == ["perplexity", "SQL right", "same top token"]
     assert rule.count("|") == head.count("|") == full.count("|") == w4.count("|")
     assert " | 2.0000 | 96.0 % |" in full
@@ -46,7 +45,7 @@ def test_the_table(rows: list[report.Row], text_checkpoint: Checkpoint) -> None:
 
 
 def test_figures_that_nobody_has_are_left_out(rows: list[report.Row]) -> None:
-    alone = [report.row_of(Outcome(Variant("full", {"model": "."}), RESULT), None)]
+    alone = [report.row_of(Outcome(Variant("full", {}), 1, RESULT), None)]
     assert [column.key for column in report.shown_columns(alone)] == [
         "disk_bytes", "weight_bytes", "peak_bytes", "output_tokens_per_s", "perplexity"]  # fmt: skip
 
@@ -73,6 +72,7 @@ def test_the_command(text_checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert 80 <= record["num_tokens"] <= 100
     assert full["perplexity"] == pytest.approx(int8["perplexity"], rel=0.05)
     assert full["perplexity"] != int8["perplexity"]
+    assert full["disk_bytes"] == (text_checkpoint.path / "model.safetensors").stat().st_size
     assert int8["weight_bytes"] < full["weight_bytes"]
     assert 0 < int8["kl"] < 0.1
     assert (tmp_path / "out.png").stat().st_size > 0
