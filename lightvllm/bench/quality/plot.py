@@ -26,6 +26,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.invert_yaxis()
         panel.margins(x=0.4)
         panel.tick_params(labelsize=7, labelleft=index % width == 0)
+        panel.set_xticks([])  # the bars are labelled
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(column.header, fontsize=8)
     for panel in panels[len(columns) :]:
