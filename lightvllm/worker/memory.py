@@ -73,6 +73,7 @@ def _populate(tensors: "list[weakref.ref[Tensor]]") -> None:
             is_done = False
             if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_POPULATE_WRITE):
                 return
+            del tensor  # or it would live as long as this goes on
         if is_done:
             return
         start += _AT_ONCE
