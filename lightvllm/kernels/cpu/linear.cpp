@@ -86,7 +86,7 @@ constexpr int width_of(int64_t size, int rows, int parts) {
 // sees each of them. What the first part reads of CHUNK groups is in the first-level cache for the others, and each fetches
 // its share of the next CHUNK.
 template <class Type, int64_t SIZE, int ROWS>
-LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, const Prefetch& ahead, float* sums) {
   constexpr int WIDTH = width_of(SIZE, ROWS, Type::PARTS);
   constexpr int64_t PART = WIDTH * SIZE, CHUNK = 64;
   typedef typename Register<SIZE>::floats floats;
@@ -130,7 +130,7 @@ LIGHTVLLM_INLINE void register_rows(Groups x, int64_t x_stride, Groups panel, in
 }
 
 template <class Type>
-void vector_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+void vector_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, const Prefetch& ahead, float* sums) {
   vectorized_by_size([&]<int64_t SIZE>() LIGHTVLLM_BODY {
     with_rows(rows, [&]<int ROWS>() LIGHTVLLM_BODY {
       register_rows<Type, SIZE, ROWS>(x, x_stride, panel, groups, ahead, sums);
@@ -141,13 +141,15 @@ void vector_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t
 #if defined(__x86_64__)
 // bfloat16 where the processor multiplies it. LINES: cache lines to prefetch for each group.
 template <int ROWS, int LINES>
-LIGHTVLLM_AVX512 void bf16_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+LIGHTVLLM_AVX512 void bf16_rows(Groups x, int64_t x_stride, Groups panel, int64_t groups, const Prefetch& ahead, float* sums) {
+  const char* from = ahead.from;
+  const int64_t step = ahead.step;
   __m512 total[ROWS][VECTORS];
   LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++)
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) total[r][v] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; g++) {
-    LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(ahead.from + line * 64, _MM_HINT_T1);
-    ahead.from += ahead.step;
+    LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(from + line * 64, _MM_HINT_T1);
+    from += step;
     __m512i weight[VECTORS];
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_loadu_si512(panel + g * PANEL + v * LANES);
     LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
@@ -160,7 +162,7 @@ LIGHTVLLM_AVX512 void bf16_rows(Groups x, int64_t x_stride, Groups panel, int64_
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(sums + r * PANEL + v * LANES, total[r][v]);
 }
 
-void bf16_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums) {
+void bf16_pass(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, const Prefetch& ahead, float* sums) {
   with_rows(rows, [&]<int ROWS>() {
     if (ahead.lines >= 4) return bf16_rows<ROWS, 4>(x, x_stride, panel, groups, ahead, sums);
     if (ahead.lines >= 2) return bf16_rows<ROWS, 2>(x, x_stride, panel, groups, ahead, sums);
@@ -215,7 +217,7 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
       alignas(64) float sums[MAX_ROWS * PANEL];
       for (int64_t p = begin; p < end; p++) {
         const T* panel = data<T>(packed) + p * panel_size;
-        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t count, Prefetch ahead) {
+        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t count, const Prefetch& ahead) {
           pass(count, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
                groups, ahead, sums);
           store_sums(sums, count, p, outputs, offsets, data<T>(y) + row * outputs);

@@ -31,7 +31,7 @@ inline bool has_avx512() { return isa() == Isa::AVX512VNNI; }
 
 // Where a pass over a panel prefetches: `lines` cache lines from `from` on for each group of inputs, then `step` bytes
 // further. With few rows that is the same stream, AHEAD bytes on, as fast as it is read. With more it is the next panel,
-// spread over the passes of this one.
+// spread over the passes of this one. It is handed on by reference: a copy would wait for the stores of the pass before.
 struct Prefetch {
   static constexpr int64_t AHEAD = 4096;
   const char* from;
@@ -39,7 +39,7 @@ struct Prefetch {
 };
 
 // One pass over a panel: sums[row, PANEL] for 1 to MAX_ROWS rows of `groups` groups each. See linear.cpp.
-typedef void (*Pass)(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, Prefetch ahead, float* sums);
+typedef void (*Pass)(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, const Prefetch& ahead, float* sums);
 Pass pass_for(const float*);
 Pass pass_for(const bf16*);
 
@@ -47,14 +47,13 @@ Pass pass_for(const bf16*);
 // panel_bytes: of a panel; groups: steps in which a pass reads it.
 template <class F>
 LIGHTVLLM_INLINE void for_row_blocks(int64_t rows, const void* panel, int64_t panel_bytes, int64_t groups, const F& f) {
+  const int64_t blocks = std::max<int64_t>(1, (rows + MAX_ROWS - 1) / MAX_ROWS), least = rows / blocks, larger = rows % blocks;
+  const int64_t share = panel_bytes / blocks, step = share / groups;
   const char* bytes = static_cast<const char*>(panel);
-  const int64_t blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
-  int64_t row = 0;
-  for (int64_t block = 0; block < blocks; block++) {
-    const int64_t count = (rows - row + blocks - block - 1) / (blocks - block);
-    const int64_t step = panel_bytes / blocks / groups, start = block * (panel_bytes / blocks);
-    const char* from = blocks == 1 ? bytes + Prefetch::AHEAD : bytes + panel_bytes + start;
-    f(row, count, Prefetch{from, step, (step + 63) / 64});
+  Prefetch ahead = {blocks == 1 ? bytes + Prefetch::AHEAD : bytes + panel_bytes, step, (step + 63) / 64};
+  for (int64_t block = 0, row = 0; row < rows; block++, ahead.from += share) {
+    const int64_t count = least + (block < larger);
+    f(row, count, ahead);
     row += count;
   }
 }

@@ -175,7 +175,7 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
           kernel.widen(panel, wide.get());
           panel.values = wide.get();
         }
-        for_row_blocks(rows, read, panel_bytes, kernel.widen ? panel.quads : steps, [&](int64_t row, int64_t count, Prefetch ahead) {
+        for_row_blocks(rows, read, panel_bytes, kernel.widen ? panel.quads : steps, [&](int64_t row, int64_t count, const Prefetch& ahead) {
           kernel.pass(count, rounded.from_row(row), panel, ahead, sums);
           store_sums(sums, count, p, outputs, offsets, data<T>(y) + row * outputs);
         });

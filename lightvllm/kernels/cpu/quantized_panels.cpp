@@ -21,7 +21,7 @@ void plain_widen(const Panel& halves, uint8_t* bytes) {
   }
 }
 
-void plain_pass(int64_t rows, const RoundedRows& x, const Panel& panel, Prefetch, float* sums) {
+void plain_pass(int64_t rows, const RoundedRows& x, const Panel& panel, const Prefetch&, float* sums) {
   for (int64_t r = 0; r < rows; r++, sums += PANEL) {
     std::memset(sums, 0, PANEL * sizeof(float));
     for (int64_t g = 0; g < panel.groups; g++) {
@@ -94,7 +94,8 @@ LIGHTVLLM_AVX2 LIGHTVLLM_INLINE void add_halves(const uint8_t* values, const Rou
 
 // As many sums at a time as sixteen registers hold.
 template <Kind KIND, int ROWS>
-LIGHTVLLM_AVX2 void avx2_rows(const RoundedRows& x, const Panel& panel, Prefetch ahead, float* sums) {
+LIGHTVLLM_AVX2 void avx2_rows(const RoundedRows& x, const Panel& panel, const Prefetch& ahead, float* sums) {
+  const char* from = ahead.from;
   constexpr int SIZE = 8, WIDTH = ROWS == 1 ? 8 : ROWS == 2 ? 4 : ROWS <= 4 ? 2 : 1;
   constexpr int64_t STEP = KIND == BYTES ? 1 : KIND == CODES ? 2 : HALF_QUADS;
   const __m256i low = _mm256_set1_epi8(15);
@@ -114,8 +115,8 @@ LIGHTVLLM_AVX2 void avx2_rows(const RoundedRows& x, const Panel& panel, Prefetch
       for (int64_t quad = panel.first_quad(g); quad < end; quad += STEP) {
         const int64_t steps = KIND == HALVES ? (std::min(STEP, end - quad) + 1) / 2 : 1;
         for (int64_t line = 0; start == 0 && line < ahead.lines * steps; line++)
-          _mm_prefetch(ahead.from + line * 64, _MM_HINT_T1);
-        ahead.from += ahead.step * steps;
+          _mm_prefetch(from + line * 64, _MM_HINT_T1);
+        from += ahead.step * steps;
         const uint8_t* values = panel.values + start * QUAD;
         if constexpr (KIND == HALVES) {
           add_halves(values, x, quad, std::min(quad + STEP, end), total);
@@ -146,7 +147,7 @@ LIGHTVLLM_AVX2 void avx2_rows(const RoundedRows& x, const Panel& panel, Prefetch
 }
 
 template <Kind KIND>
-void avx2_pass(int64_t rows, const RoundedRows& x, const Panel& panel, Prefetch ahead, float* sums) {
+void avx2_pass(int64_t rows, const RoundedRows& x, const Panel& panel, const Prefetch& ahead, float* sums) {
   with_rows(rows, [&]<int ROWS>() { avx2_rows<KIND, ROWS>(x, panel, ahead, sums); });
 }
 
@@ -188,7 +189,9 @@ LIGHTVLLM_AVX512 void avx512_widen(const Panel& halves, uint8_t* bytes) {
 }
 
 template <Kind KIND, int ROWS, int LINES>
-LIGHTVLLM_AVX512 void avx512_rows(const RoundedRows& x, const Panel& panel, Prefetch ahead, float* sums) {
+LIGHTVLLM_AVX512 void avx512_rows(const RoundedRows& x, const Panel& panel, const Prefetch& ahead, float* sums) {
+  const char* from = ahead.from;
+  const int64_t step = ahead.step;
   constexpr int64_t STEP = KIND == BYTES ? 1 : 2;
   const __m512i table = KIND == CODES ? table_of(panel) : __m512i{};
   for (int64_t g = 0; g < panel.groups; g++) {
@@ -203,8 +206,8 @@ LIGHTVLLM_AVX512 void avx512_rows(const RoundedRows& x, const Panel& panel, Pref
     }
     const int64_t end = panel.last_quad(g);
     for (int64_t quad = panel.first_quad(g); quad < end; quad += STEP) {
-      LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(ahead.from + line * 64, _MM_HINT_T1);
-      ahead.from += ahead.step;
+      LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(from + line * 64, _MM_HINT_T1);
+      from += step;
       const uint8_t* values = panel.values + quad / STEP * PANEL * QUAD;
       if constexpr (KIND == BYTES) {
         __m512i weight[VECTORS];
@@ -237,7 +240,7 @@ LIGHTVLLM_AVX512 void avx512_rows(const RoundedRows& x, const Panel& panel, Pref
 }
 
 template <Kind KIND>
-void avx512_pass(int64_t rows, const RoundedRows& x, const Panel& panel, Prefetch ahead, float* sums) {
+void avx512_pass(int64_t rows, const RoundedRows& x, const Panel& panel, const Prefetch& ahead, float* sums) {
   with_rows(rows, [&]<int ROWS>() {
     if (ahead.lines >= 4) return avx512_rows<KIND, ROWS, 4>(x, panel, ahead, sums);
     if (ahead.lines >= 2) return avx512_rows<KIND, ROWS, 2>(x, panel, ahead, sums);

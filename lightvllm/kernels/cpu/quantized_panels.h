@@ -29,7 +29,7 @@ struct Panel {
 };
 
 // sums[row, PANEL] = the rows by the panel.
-typedef void (*QuantizedPass)(int64_t rows, const RoundedRows& x, const Panel& panel, Prefetch ahead, float* sums);
+typedef void (*QuantizedPass)(int64_t rows, const RoundedRows& x, const Panel& panel, const Prefetch& ahead, float* sums);
 
 // How a weight is multiplied. Where there is a `widen`, it makes bytes of a panel's halves, and the pass reads those.
 struct QuantizedKernel {
