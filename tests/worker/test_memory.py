@@ -1,5 +1,6 @@
 """What an engine takes of the system's memory, and gives back."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def is_filling() -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are asked for as Linux has it")
 def test_pages_are_there_before_they_are_written() -> None:
     size = 50_000_000
-    tensors = [torch.from_numpy(np.zeros(size, dtype=np.uint8)) for _ in range(2)]
+    tensors = [torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) for _ in range(2)]
     before = resident_bytes()
     make_resident(tensors)
     deadline = time.monotonic() + 60

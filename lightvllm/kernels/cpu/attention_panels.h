@@ -223,8 +223,8 @@ LIGHTVLLM_AVX512 void values_of(const bf16* const* values, const bf16* const* ah
 #define LIGHTVLLM_VBMI __attribute__((target("arch=x86-64-v4,avx512bf16,avx512vnni,avx512vbmi")))
 
 inline bool has_vbmi() {
-  static const bool has = has_avx512() && __builtin_cpu_supports("avx512vbmi");
-  return has;
+  static const bool is_there = __builtin_cpu_supports("avx512vbmi");
+  return is_there && has_avx512();
 }
 
 // Constants of the shuffles that widen int8. Two vectors of bytes are tables of 128.
