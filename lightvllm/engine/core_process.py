@@ -44,8 +44,9 @@ from lightvllm.model_config import ModelConfig
 
 LENGTH = struct.Struct("<Q")
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-# On a CPU, torch and oneDNN keep a compiled kernel for every number of tokens that a step ever had, 1024 kernels each:
-# hundreds of MB in time, of which the 64 used last do the work as quickly. Read when the first kernel is made.
+# On a CPU, where products are PyTorch's own (in float16, or without our kernels), torch and oneDNN keep a compiled one
+# for every number of tokens that a step ever had, 1024 each: hundreds of MB in time, of which the 64 used last do the
+# work as quickly. Read when the first is made.
 KERNEL_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 logger = logging.getLogger(__name__)
 

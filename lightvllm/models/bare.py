@@ -32,6 +32,7 @@ def load_model(path: Path, config: ModelConfig, dtype: torch.dtype, device: torc
     return model.eval()
 
 
+@torch.no_grad()  # or weights would be rounded by the differentiable reference
 def load_packed_model(
     path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str | None
 ) -> CausalLM:

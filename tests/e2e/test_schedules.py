@@ -91,6 +91,7 @@ def test_alone_and_in_any_schedule(
         options["kv_cache_memory_bytes"] = 9 * alone.engine.core.executor.plan.block_bytes
     engine = make_llm(path, **options, **SETTINGS[setting])
     prefixes = [rng.choices(range(VOCAB_SIZE), k=length) for length in (16, 33)]
+    num_compared = 0
     for _ in range(NUM_SCHEDULES):
         requests = [draw(rng, prefixes, number) for number in range(rng.randint(2, 6))]
         outputs = run(engine, requests)
@@ -99,5 +100,7 @@ def test_alone_and_in_any_schedule(
             [expected] = alone.generate([list(request.prompt)], request.params, use_tqdm=False)
             assert output.outputs[0].token_ids == expected.outputs[0].token_ids
             assert output.outputs[0].logprobs == expected.outputs[0].logprobs
+            num_compared += 1
+    assert num_compared > 2 * NUM_SCHEDULES
     if setting == "small cache":
         assert engine.get_metrics().num_preemptions > 0

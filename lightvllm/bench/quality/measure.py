@@ -133,11 +133,11 @@ def bytes_of_weights(model: torch.nn.Module) -> int:
 
 
 def _tensors_of(part: object) -> Iterator[Tensor]:
-    """Those that a product holds, or one within it."""
+    """Those that a product holds, or some within it."""
     if isinstance(part, Tensor):
         yield part
     else:
-        for value in getattr(part, "__dict__", {}).values():
+        for value in part if isinstance(part, list) else getattr(part, "__dict__", {}).values():
             yield from _tensors_of(value)
 
 

@@ -1,5 +1,5 @@
 // Weights rounded to 8 or 4 bits while a checkpoint is loaded.
-// Reference twin: lightvllm/kernels/reference.py:round_weight; test: tests/kernels/test_linear.py.
+// Reference twin: lightvllm/kernels/reference.py:round_weight; test: tests/kernels/test_quantized_linear.py.
 #include <algorithm>
 #include <cmath>
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightvllm.bench.quality.measure import Divergence, Job, _Comparison, bytes_of_weights, measure
+from lightvllm.layers.linear import Linear, PlainProduct, SplitProduct
 from lightvllm.models.bare import LightvLLM
 from tests.e2e.checkpoint import Checkpoint, random_prompts
 
@@ -94,3 +95,10 @@ def test_bytes_of_rounded_weights(text_checkpoint: Checkpoint) -> None:
     )
     # A quarter of float32; scales, and padding to whole panels, come on top.
     assert full - 3 * weights <= bytes_of_weights(model) < full - 2.3 * weights
+
+
+def test_bytes_of_weights_that_multiply_in_parts() -> None:
+    layer = Linear(16, [8, 4])
+    parts = [PlainProduct(torch.zeros(outputs, 16)) for outputs in layer.out_features]
+    layer.set_product(SplitProduct(parts, layer.out_features))
+    assert bytes_of_weights(layer) == 12 * 16 * 4
