@@ -56,8 +56,10 @@ class EngineConfig:
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Literal["auto", "kernel", "sdpa", "reference"] = _option("auto", "attention implementation")
-    cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni"] = _option(
-        "auto", "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too"
+    cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
+        "auto",
+        "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too, "
+        "amx with tiles of both",
     )
     # What vLLM's users set explicitly and has one value here so far: that one is taken, any other is an error.
     tensor_parallel_size: Literal[1] = _option(1, "devices that share the model: one so far")

@@ -5,7 +5,7 @@ import torch
 from lightvllm.kernels import COMPILED
 
 # As in cpu/common.h, each with all before it. Without any, the kernels run on what every processor of the kind has.
-ISAS = ("plain", "avx2", "avx512", "avx512vnni")
+ISAS = ("plain", "avx2", "avx512", "avx512vnni", "amx")
 
 
 def available_isas() -> tuple[str, ...]:

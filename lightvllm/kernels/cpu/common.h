@@ -15,6 +15,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "team.h"
 
 #define LIGHTVLLM_INLINE __attribute__((always_inline)) inline
@@ -32,15 +37,28 @@ typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
 // The instruction sets that kernels are compiled for, each with all before it; ISAS in kernels/isa.py.
 // AVX512VNNI is AVX-512 with BF16 and VNNI: the processors that have one of the two have both, but for Cascade Lake, Ice
-// Lake and their like, which run as AVX512.
-enum class Isa : int64_t { PLAIN, AVX2, AVX512, AVX512VNNI };
+// Lake and their like, which run as AVX512. AMX is that with the tiles of BF16 and int8.
+enum class Isa : int64_t { PLAIN, AVX2, AVX512, AVX512VNNI, AMX };
+
+// Whether the processor has AMX and the system lets this process use it: tiles' 8 KiB of state are to be asked for.
+inline bool may_use_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int REQUEST_STATE = 0x1023, TILES = 18;  // ARCH_REQ_XCOMP_PERM of <asm/prctl.h>, the state's number
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
+         syscall(SYS_arch_prctl, REQUEST_STATE, TILES) == 0;
+#else
+  return false;
+#endif
+}
 
 // The best that the processor has.
 inline Isa best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4"))
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::AVX512VNNI : Isa::AVX512;
+  if (__builtin_cpu_supports("x86-64-v4")) {
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return Isa::AVX512;
+    return may_use_amx() ? Isa::AMX : Isa::AVX512VNNI;
+  }
   if (__builtin_cpu_supports("x86-64-v3")) return Isa::AVX2;
 #endif
   return Isa::PLAIN;

@@ -10,7 +10,7 @@
 // the second-level cache after the first rows, and the passes of the others fetch the next one in arithmetic's shadow.
 #include <vector>
 
-#include "panels.h"
+#include "amx.h"
 
 namespace lightvllm {
 
@@ -176,6 +176,21 @@ Pass pass_for(const bf16*) { return vector_pass<Bfloat16>; }
 #endif
 Pass pass_for(const float*) { return vector_pass<Float32>; }
 
+// How many rows a pass of packed_linear takes, and which it is.
+struct Kernel {
+  Pass pass;
+  int64_t max_rows = MAX_ROWS;
+};
+
+Kernel kernel_for(const float* type) { return {pass_for(type)}; }
+
+Kernel kernel_for(const bf16* type) {
+#if defined(__x86_64__)
+  if (isa() >= Isa::AMX) return {amx_bf16_pass, AMX_ROWS};
+#endif
+  return {pass_for(type)};
+}
+
 // ---- the ops
 
 // weight: [outputs, inputs] -> [panels, groups, PANEL, GROUP]
@@ -210,15 +225,17 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
         std::memcpy(padded.data() + r * stride, from + r * x.stride(0), inputs * sizeof(T));
       from = padded.data();
     }
-    const Pass pass = pass_for(from);
+    const Kernel kernel = kernel_for(from);
     const T* offsets = bias ? data<T>(*bias) : nullptr;
     const int64_t panel_size = groups * PANEL * GROUP<T>;
+    expect_next_of(packed.data_ptr(), panels * panel_size * sizeof(T));
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      alignas(64) float sums[MAX_ROWS * PANEL];
+      alignas(64) float sums[LONGEST_PASS * PANEL];
       for (int64_t p = begin; p < end; p++) {
         const T* panel = data<T>(packed) + p * panel_size;
-        for_row_blocks(rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t count, const Prefetch& ahead) {
-          pass(count, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
+        for_row_blocks(rows, kernel.max_rows, panel, panel_size * sizeof(T), groups, [&](int64_t row, int64_t count, const Prefetch& ahead) {
+          fetch_outputs(count, p, outputs, data<T>(y) + row * outputs);
+          kernel.pass(count, reinterpret_cast<Groups>(from + row * stride), stride / GROUP<T>, reinterpret_cast<Groups>(panel),
                groups, ahead, sums);
           store_sums(sums, count, p, outputs, offsets, data<T>(y) + row * outputs);
         });

@@ -227,7 +227,7 @@ struct HeadTile {
       }
     }
     pack_keys<T>(head.keys + key, head.keys_ahead + key, call.head_dim, scratch.panel);
-    for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, const Prefetch&) LIGHTVLLM_BODY {
+    for_row_blocks(rows, MAX_ROWS, scratch.panel, 0, 1, [&](int64_t row, int64_t count, const Prefetch&) LIGHTVLLM_BODY {
       if (position_of(row + count - 1) < start + key || first_seen(row) >= start + key + PANEL) return;
       pass(query + row * call.head_dim, call.head_dim, count, call.head_dim / PER_WORD);
       keep_scores(row, count, key);
@@ -278,7 +278,7 @@ struct HeadTile {
       }
     }
     pack_values<T>(head.values, head.values_ahead, stop - start, std::min(PANEL, call.head_dim - d), scratch.panel);
-    for_row_blocks(rows, scratch.panel, 0, 1, [&](int64_t row, int64_t count, const Prefetch&) LIGHTVLLM_BODY {
+    for_row_blocks(rows, MAX_ROWS, scratch.panel, 0, 1, [&](int64_t row, int64_t count, const Prefetch&) LIGHTVLLM_BODY {
       const int64_t seen = std::min(stop, position_of(row + count - 1) + 1) - start;
       if (seen <= 0 || first_seen(row) >= stop) return;
       pass(scratch.weights + row * TILE, TILE, count, (seen + PER_WORD - 1) / PER_WORD);

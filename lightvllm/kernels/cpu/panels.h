@@ -20,14 +20,15 @@
 
 namespace lightvllm {
 
-constexpr int64_t PANEL = 64, VECTORS = PANEL / LANES, MAX_ROWS = 6;
+// MAX_ROWS: whose sums by a panel a pass keeps in registers. LONGEST_PASS: what any pass takes.
+constexpr int64_t PANEL = 64, VECTORS = PANEL / LANES, MAX_ROWS = 6, LONGEST_PASS = 32;
 
 // Four bytes of a row: the inputs of one group. A row may begin anywhere.
 typedef uint32_t Group __attribute__((may_alias, aligned(1)));
 typedef const Group* Groups;
 
 // Whether functions marked LIGHTVLLM_AVX512 may run.
-inline bool has_avx512() { return isa() == Isa::AVX512VNNI; }
+inline bool has_avx512() { return isa() >= Isa::AVX512VNNI; }
 
 // Where a pass over a panel prefetches: `lines` cache lines from `from` on for each group of inputs, then `step` bytes
 // further. With few rows that is the same stream, AHEAD bytes on, as fast as it is read. With more it is the next panel,
@@ -43,11 +44,11 @@ typedef void (*Pass)(int64_t rows, Groups x, int64_t x_stride, Groups panel, int
 Pass pass_for(const float*);
 Pass pass_for(const bf16*);
 
-// Calls f(first_row, rows, prefetch) for blocks of at most MAX_ROWS rows, as equal as can be, over one panel.
+// Calls f(first_row, rows, prefetch) for blocks of at most max_rows rows, as equal as can be, over one panel.
 // panel_bytes: of a panel; groups: steps in which a pass reads it.
 template <class F>
-LIGHTVLLM_INLINE void for_row_blocks(int64_t rows, const void* panel, int64_t panel_bytes, int64_t groups, const F& f) {
-  const int64_t blocks = std::max<int64_t>(1, (rows + MAX_ROWS - 1) / MAX_ROWS), least = rows / blocks, larger = rows % blocks;
+LIGHTVLLM_INLINE void for_row_blocks(int64_t rows, int64_t max_rows, const void* panel, int64_t panel_bytes, int64_t groups, const F& f) {
+  const int64_t blocks = std::max<int64_t>(1, (rows + max_rows - 1) / max_rows), least = rows / blocks, larger = rows % blocks;
   const int64_t share = panel_bytes / blocks, step = share / groups;
   const char* bytes = static_cast<const char*>(panel);
   Prefetch ahead = {blocks == 1 ? bytes + Prefetch::AHEAD : bytes + panel_bytes, step, (step + 63) / 64};
@@ -89,10 +90,35 @@ inline Tensor empty_weight(const Tensor& like, const std::vector<int64_t>& sizes
   return torch::stable::new_empty(like, sizes);
 }
 
+#if defined(__x86_64__)
+// The same for whole panels in bfloat16 without a bias, which the processor rounds.
+LIGHTVLLM_AVX512 inline void round_sums(const float* sums, int64_t rows, int64_t stride, bf16* out) {
+  for (int64_t r = 0; r < rows; r++)
+    LIGHTVLLM_UNROLL for (int64_t v = 0; v < VECTORS; v += 2) {
+      const float* from = sums + r * PANEL + v * LANES;
+      const __m512bh pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + LANES), _mm512_loadu_ps(from));
+      _mm512_storeu_si512(out + r * stride + v * LANES, (__m512i)pair);
+    }
+}
+#endif
+
+// Fetches where the sums of `rows` rows by the panel number `panel` are going to lie in out [rows, outputs], or every store
+// would wait for its line.
+template <class T>
+LIGHTVLLM_INLINE void fetch_outputs(int64_t rows, int64_t panel, int64_t outputs, const T* out) {
+  const int64_t start = panel * PANEL, bytes = std::min(PANEL, outputs - start) * sizeof(T);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(out + r * outputs + start) + byte, 1);
+}
+
 // The sums of `rows` rows by the panel number `panel`, and the bias -> out [rows, outputs].
 template <class T>
 void store_sums(const float* sums, int64_t rows, int64_t panel, int64_t outputs, const T* bias, T* out) {
   const int64_t start = panel * PANEL, count = std::min(PANEL, outputs - start);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, bf16>)
+    if (!bias && count == PANEL && has_avx512()) return round_sums(sums, rows, outputs, out + start);
+#endif
   vectorized([&]() LIGHTVLLM_BODY {
     for (int64_t r = 0; r < rows; r++) {
       const float* from = sums + r * PANEL;

@@ -1,6 +1,6 @@
 // See quantized_linear.cpp. For each group of inputs a pass sums products of integers, which is exact in any order, and
 // scales the sums into floats, group after group: a row's result is the same whatever rows stand beside it.
-#include "quantized_panels.h"
+#include "amx.h"
 
 namespace lightvllm {
 namespace {
@@ -255,10 +255,11 @@ QuantizedKernel quantized_kernel(int64_t rows, int64_t bits, bool has_codebook) 
   const Kind kind = bits == 8 ? BYTES : has_codebook ? CODES : HALVES;
 #if defined(__x86_64__)
   if (has_avx512()) {
-    if (kind == BYTES) return {avx512_pass<BYTES>};
+    if (rows <= MAX_ROWS) return {kind == BYTES ? avx512_pass<BYTES> : kind == CODES ? avx512_pass<CODES> : avx512_pass<HALVES>};
     // More passes than one over a panel: its halves are made bytes once.
-    if (rows > MAX_ROWS) return {avx512_pass<BYTES>, kind == CODES ? avx512_widen<CODES> : avx512_widen<HALVES>};
-    return {kind == CODES ? avx512_pass<CODES> : avx512_pass<HALVES>};
+    const auto widen = kind == BYTES ? nullptr : kind == CODES ? avx512_widen<CODES> : avx512_widen<HALVES>;
+    if (isa() >= Isa::AMX) return {amx_quantized_pass, widen, AMX_ROWS};
+    return {avx512_pass<BYTES>, widen};
   }
   if (isa() >= Isa::AVX2) return {kind == BYTES ? avx2_pass<BYTES> : kind == CODES ? avx2_pass<CODES> : avx2_pass<HALVES>};
 #endif

@@ -35,6 +35,7 @@ typedef void (*QuantizedPass)(int64_t rows, const RoundedRows& x, const Panel& p
 struct QuantizedKernel {
   QuantizedPass pass;
   void (*widen)(const Panel& halves, uint8_t* bytes) = nullptr;
+  int64_t max_rows = MAX_ROWS;
 };
 
 // For some rows by weights of 8 bits, or of 4, which may be indices into a codebook.

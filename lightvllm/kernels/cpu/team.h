@@ -16,4 +16,8 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   share(begin, end, grain, [](const void* work, int64_t first, int64_t last) { (*static_cast<const F*>(work))(first, last); }, &f);
 }
 
+// Says that the caller shares the reading of a weight next, in order. The weight that came after it the last time is
+// expected again: while the team waits for it, each thread fetches the beginning of its share.
+void expect_next_of(const void* weight, int64_t bytes);
+
 }  // namespace lightvllm
