@@ -153,8 +153,10 @@ class Paged:
         rows["time"].set_xlabel("simulated seconds")
         rows["time"].set_ylabel("requests at once")
         rows["time"].set_ylim(bottom=0)
+        rows["time"].yaxis.get_major_locator().set_params(integer=True)
         rows["time"].legend(fontsize=8)
-        figure.suptitle("The KV cache at its fullest: a colour is a request, pale is reserved but empty", fontsize=10)
+        looks = "a colour is a request, pale is reserved but empty, white is free, black is shared"
+        figure.suptitle(f"The KV cache at its fullest: {looks}", fontsize=10)
         return figure
 
 
@@ -410,7 +412,7 @@ def _draw_map(panel: "Axes", use: MemoryUse, num_tokens: int, block_size: int) -
     width = block_size * max(1, round((2 * num_tokens) ** 0.5 / block_size))
     cells = np.ones((-(-num_tokens // width) * width, 3))
     cells[num_tokens:] = 0.85  # past the end of the memory
-    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
     for stretch in use.fullest:
         colour = np.array((0.2, 0.2, 0.2) if stretch.request is None else colours[stretch.request % len(colours)])
         filled = stretch.start + stretch.used

@@ -11,6 +11,7 @@ from lightvllm.cli.main import VERBS
 
 COMMANDS = [[], ["serve"], ["generate"], ["chat"], ["sql"], ["demo"], ["bench"], ["quantize"], ["eval"], ["env"]]
 COMMANDS += [["bench", kind] for kind in ("latency", "throughput", "prefix", "host", "startup", "serve", "overhead")]
+COMMANDS += [["bench", "steps"]]
 LIMIT_SECONDS = 0.3
 SHOW_HELP_AND_MODULES = """
 import sys
