@@ -198,7 +198,7 @@ class Column:
 
 COLUMNS = (
     Column("latency", "latency, mean", "{:.2f} s".format, is_log=True),
-    Column("latency_p99", "99th", "{:.2f} s".format, is_log=True),
+    Column("latency_p99", "latency, 99th", "{:.2f} s".format, is_log=True),
     Column("time_to_first_token", "first token", "{:.2f} s".format, is_log=True),
     Column("output_tokens_per_s", "tokens/s", "{:,.1f}".format, is_log=True),
     Column("peak_bytes", "peak memory", lambda value: f"{value / 2**20:,.0f} MiB"),
@@ -209,11 +209,11 @@ COLUMNS = (
 def steps_text(outcomes: Sequence[Outcome], num_requests: int) -> str:
     """The table, what its figures are, and what ran at each step."""
     width = max(len(outcome.step.idea) for outcome in outcomes)
-    lines = [f"{'':{width}}" + "".join(f"{column.header:>15}" for column in COLUMNS) + f"{'same tokens':>15}"]
+    lines = [f"{'':{width}}" + "".join(f"{column.header:>15}" for column in COLUMNS) + f"{'same tokens':>20}"]
     for outcome in outcomes:
         cells = [column.show(getattr(outcome, column.key)) for column in COLUMNS]
-        cells.append(f"{outcome.num_same} of {num_requests}" + (" (rounded)" if outcome.step.rounds else ""))
-        lines.append(f"{outcome.step.idea:{width}}" + "".join(f"{cell:>15}" for cell in cells))
+        same = f"{outcome.num_same} of {num_requests}" + (" (rounded)" if outcome.step.rounds else "")
+        lines.append(f"{outcome.step.idea:{width}}" + "".join(f"{cell:>15}" for cell in cells) + f"{same:>20}")
     lines += [
         "",
         "Latency and first token count from the moment at which all requests are sent. KV used: of the cache that",
@@ -227,9 +227,11 @@ def draw_steps(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write a picture: a panel for each figure, a bar for each step."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 * len(COLUMNS) + 1, 0.3 * len(outcomes) + 0.8), layout="constrained")
+    rows, width = 2, -(-len(COLUMNS) // 2)
+    figure = Figure(figsize=(3 * width + 1.5, rows * (0.28 * len(outcomes) + 0.6)), layout="constrained")
+    panels = figure.subplots(rows, width, squeeze=False).ravel()
     ideas = [outcome.step.idea for outcome in outcomes]
-    for panel, column in zip(figure.subplots(1, len(COLUMNS), squeeze=False)[0], COLUMNS, strict=True):
+    for index, (panel, column) in enumerate(zip(panels, COLUMNS, strict=True)):
         values = [getattr(outcome, column.key) for outcome in outcomes]
         bars = panel.barh(ideas, [value or 0.0 for value in values], color="tab:orange")
         panel.bar_label(bars, [column.show(value) for value in values], padding=2, fontsize=7)
@@ -237,7 +239,7 @@ def draw_steps(outcomes: Sequence[Outcome], path: Path) -> None:
             panel.set_xscale("log")
         panel.invert_yaxis()
         panel.margins(x=0.4)
-        panel.tick_params(labelsize=7, labelleft=column is COLUMNS[0])
+        panel.tick_params(labelsize=7, labelleft=index % width == 0)
         panel.xaxis.set_visible(False)  # the bars are labelled
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(column.header + (" (log)" if column.is_log else ""), fontsize=8)

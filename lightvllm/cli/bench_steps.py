@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
     config = ModelConfig.from_pretrained(model)
     max_model_len = config.max_position_embeddings if args.max_model_len is None else args.max_model_len
     with tempfile.TemporaryDirectory() as folder:
-        sizes = (load, max_model_len, args.repeats)
-        outcomes = measure_steps(steps, model, config.vocab_size, *sizes, Path(folder), sys.stderr.isatty())
+        outcomes = measure_steps(
+            steps, model, config.vocab_size, load, max_model_len, args.repeats, Path(folder), sys.stderr.isatty()
+        )
     machine = describe_machine()
     record = {
         "machine": machine,
@@ -92,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
         },
         "steps": [outcome.record() for outcome in outcomes],
     }
-    lengths = f"{load.context_len} shared + {_range(load.input_lens)} prompt and {_range(load.output_lens)} output"
+    sizes = f"{load.context_len} shared + {_range(load.input_lens)} prompt tokens, {_range(load.output_lens)} generated"
     setting = (
-        f"{model}: {load.num_requests} requests of {lengths}\n"
+        f"{model}: {load.num_requests} requests of {sizes}\n"
         f"{machine['cpu']['name']}, {machine['cpu']['threads']} threads\n"
     )
     print_measurement(args, record, setting, steps_text(outcomes, load.num_requests))

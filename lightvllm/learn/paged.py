@@ -144,6 +144,7 @@ class Paged:
     def plot(self) -> "Figure":
         """The memory at its fullest, once for each layout, and how many requests ran over the time."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(10, 6.5), layout="constrained")
         rows = figure.subplot_mosaic([["0", "1", "2"], ["time", "time", "time"]], height_ratios=[2, 1])
@@ -153,7 +154,7 @@ class Paged:
         rows["time"].set_xlabel("simulated seconds")
         rows["time"].set_ylabel("requests at once")
         rows["time"].set_ylim(bottom=0)
-        rows["time"].yaxis.get_major_locator().set_params(integer=True)
+        rows["time"].yaxis.set_major_locator(MaxNLocator(integer=True))
         rows["time"].legend(fontsize=8)
         looks = "a colour is a request, pale is reserved but empty, white is free, black is shared"
         figure.suptitle(f"The KV cache at its fullest: {looks}", fontsize=10)
@@ -392,7 +393,8 @@ def _fuller(one: tuple[Stretch, ...], other: tuple[Stretch, ...]) -> tuple[Stret
 
 def _running(moments: Sequence[Moment]) -> tuple[list[float], list[int]]:
     """Times, and how many requests run from each on: none from the end of a step to the start of a later one."""
-    times, running = [], []
+    times: list[float] = []
+    running: list[int] = []
     for moment in moments:
         if times and moment.start == times[-1]:
             running[-1] = moment.num_running
