@@ -65,7 +65,7 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class BatchingResult:
+class Batching:
     """The same workload, batched in two ways.
 
     Attributes:
@@ -131,7 +131,7 @@ class BatchingResult:
         return range(len(self.load.requests))
 
 
-def batching(load: Workload | None = None, *, max_num_seqs: int = 4, cost: StepCost | None = None) -> BatchingResult:
+def batching(load: Workload | None = None, *, max_num_seqs: int = 4, cost: StepCost | None = None) -> Batching:
     """Serve a workload with continuous and with static batching.
 
     Args:
@@ -152,7 +152,7 @@ def batching(load: Workload | None = None, *, max_num_seqs: int = 4, cost: StepC
     )
     continuous = replay(load, config, cost)
     static = replay(load, config, cost, is_static=True)
-    return BatchingResult(
+    return Batching(
         load,
         max_num_seqs,
         cost,
@@ -168,7 +168,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     clock.add_flags(parser)
 
 
-def from_args(args: argparse.Namespace) -> BatchingResult:
+def from_args(args: argparse.Namespace) -> Batching:
     """What the flags ask for."""
     return batching(workload.from_args(args, LOAD), max_num_seqs=args.max_num_seqs, cost=clock.from_args(args))
 
