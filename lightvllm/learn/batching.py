@@ -112,7 +112,8 @@ class Batching:
             for index in self._rows:
                 _draw_row(panel, strategy, index)
             panel.axvline(max(strategy.freed), color="black", linewidth=1, linestyle=":")
-            panel.invert_yaxis()
+            panel.set_ylim(len(self._rows) - 0.5, -0.5)
+            panel.set_xlim(left=self.load.requests[0].arrival)
             panel.set_title(
                 f"{name} batching: {strategy.output_tokens_per_s:,.0f} tokens/s, "
                 f"{strategy.idle_share:.0%} of {self.max_num_seqs} places idle",

@@ -186,7 +186,8 @@ def _serve(load: Workload, long: PlannedRequest | None, budget: int, threshold: 
         long_prefill_token_threshold=threshold,
     )
     served = replay(whole, config, cost)
-    gaps, times = [], []
+    times: list[float] = []
+    gaps: list[float] = []
     prefill = first_token = None
     for planned, life in zip(whole.requests, served.requests, strict=True):
         if planned is long:

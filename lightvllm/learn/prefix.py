@@ -84,7 +84,7 @@ class Prefix:
             "whole run": lambda served: milliseconds(served.seconds),
         }
         rows = [[label, *map(show, self.ways.values())] for label, show in figures.items()]
-        return f"{self.load}; {self.num_blocks} blocks of {self.block_size}\n\n{table(['', *self.ways], rows)}"
+        return f"{self.load}; {self.num_blocks:,} blocks of {self.block_size}\n\n{table(['', *self.ways], rows)}"
 
     def plot(self) -> "Figure":
         """How long each request waits for its first token, and the blocks in use over time."""

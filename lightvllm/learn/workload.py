@@ -186,7 +186,7 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> N
     Args:
         defaults: arguments of `Workload.random` that are not as they are there.
     """
-    options = (Workload.random.__kwdefaults__ or {}) | defaults
+    options = {**(Workload.random.__kwdefaults__ or {}), **defaults}
     group = parser.add_argument_group("workload")
 
     def add(flag: str, name: str, kind: Any, metavar: str, text: str) -> None:

@@ -40,7 +40,9 @@ def test_no_stall_is_longer_than_a_whole_chunk_costs() -> None:
         if setting.long_prefill_token_threshold:
             most = setting.long_prefill_token_threshold + len(result.load.requests)
         assert setting.longest_gap <= cost.seconds(most, num_tokens)
-        assert len(setting.gaps) == len(setting.token_times) == result.load.num_output_tokens - len(result.load.requests)
+        assert (
+            len(setting.gaps) == len(setting.token_times) == result.load.num_output_tokens - len(result.load.requests)
+        )
     large, medium, small, _ = result.settings
     assert large.longest_gap > medium.longest_gap > small.longest_gap
     assert large.long_time_to_first_token < medium.long_time_to_first_token < small.long_time_to_first_token

@@ -26,7 +26,9 @@ def test_a_timeline_by_hand() -> None:
     load = plan((0, 6, 3), (0.5, 9, 2), (10, 3, 1))
     served = replay(load, config_for(load, max_num_batched_tokens=6), SECOND)
     # Budget 6: the prompt of "0"; then its decode beside 5 tokens of "1"; then its last one beside the other 4.
-    steps = [(step.start, [(share.request_id, share.num_tokens) for share in step.trace.batch]) for step in served.steps]
+    steps = [
+        (step.start, [(share.request_id, share.num_tokens) for share in step.trace.batch]) for step in served.steps
+    ]
     assert steps == [
         (0, [("0", 6)]),
         (1, [("0", 1), ("1", 5)]),
@@ -58,7 +60,12 @@ def test_a_step_costs_what_it_computes_and_looks_back_at() -> None:
 @pytest.mark.parametrize("is_static", [False, True], ids=["continuous", "static"])
 def test_every_request_gets_exactly_its_tokens_and_no_time_is_lost(seed: int, is_static: bool) -> None:
     load = Workload.random(
-        num_requests=20, input_len=(1, 30), output_len=(1, 20), rate=(None, 30.0)[seed % 2], shared_prefix_len=9, seed=seed
+        num_requests=20,
+        input_len=(1, 30),
+        output_len=(1, 20),
+        rate=(None, 30.0)[seed % 2],
+        shared_prefix_len=9,
+        seed=seed,
     )
     most = max(request.num_blocks(4) for request in load.requests)
     config = config_for(load, num_blocks=most + 3 * seed, max_num_seqs=1 + seed, max_num_batched_tokens=7 + 5 * seed)
