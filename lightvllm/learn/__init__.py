@@ -14,8 +14,10 @@ Each is a function that serves a workload and returns a result: its figures as f
 from lightvllm.learn.batching import batching
 from lightvllm.learn.chunked import chunked
 from lightvllm.learn.clock import StepCost
+from lightvllm.learn.kv import kv
+from lightvllm.learn.paged import paged
 from lightvllm.learn.preempt import preempt
 from lightvllm.learn.prefix import prefix
 from lightvllm.learn.workload import PlannedRequest, Workload
 
-__all__ = ["PlannedRequest", "StepCost", "Workload", "batching", "chunked", "preempt", "prefix"]
+__all__ = ["PlannedRequest", "StepCost", "Workload", "batching", "chunked", "kv", "paged", "preempt", "prefix"]

@@ -102,6 +102,8 @@ def test_only_their_own_room_imports_the_leaves() -> None:
         f"{importer} imports {imported}"
         for importer, imported in edges()
         if room(imported) in LEAVES and room(importer) not in {room(imported), "cli"}
+        # What `bench steps` measures first are loops of `learn`.
+        and (room(importer), room(imported)) != ("bench", "learn")
     ]
     assert not wrong
 
