@@ -32,7 +32,7 @@ LOOKS = {
     "decode": ("=", "#7fb3d5"),
     "prefill": ("#", "#1f4e79"),
 }
-TEXT_WIDTH = 72
+TEXT_WIDTH, TEXT_ROWS = 72, 40
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ class Batching:
         return {"continuous": self.continuous, "static": self.static}
 
     def table(self) -> str:
-        """Both timelines as text, a line for each request, and the figures below."""
+        """Both timelines as text, a line for each of the first requests, and the figures below."""
         end = max(strategy.requests[i].end for strategy in self.strategies.values() for i in self._rows)
         parts = [f"{self.load}; {self.max_num_seqs} at a time"]
         for name, strategy in self.strategies.items():
-            lines = [f"{index:>3} {_text_row(strategy, index, TEXT_WIDTH / end)}" for index in self._rows]
+            lines = [f"{index:>3} {_text_row(strategy, index, TEXT_WIDTH / end)}" for index in self._rows[:TEXT_ROWS]]
+            lines += [f"    and {len(self._rows) - TEXT_ROWS} more"] if len(self._rows) > TEXT_ROWS else []
             parts.append("\n".join([f"{name} batching", *lines]))
         parts.append("    " + "   ".join(f"{letter} {kind}" for kind, (letter, _) in LOOKS.items()))
         figures: dict[str, Callable[[Strategy], str]] = {
@@ -107,7 +108,7 @@ class Batching:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
-        figure = Figure(figsize=(10, 2 + 0.36 * len(self._rows)), layout="constrained")
+        figure = Figure(figsize=(10, 2 + min(24, 0.36 * len(self._rows))), layout="constrained")
         for panel, (name, strategy) in zip(figure.subplots(2, 1, sharex=True), self.strategies.items(), strict=True):
             for index in self._rows:
                 _draw_row(panel, strategy, index)

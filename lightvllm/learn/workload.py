@@ -191,8 +191,8 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> N
 
     def add(flag: str, name: str, kind: Any, metavar: str, text: str) -> None:
         value = options[name]
-        shown = "-".join(map(str, value)) if isinstance(value, tuple) else value
-        text += "" if value is None else f" (default: {shown})"
+        shown = "-".join(map(str, value)) if isinstance(value, tuple) else "inf" if value is None else value
+        text += f" (default: {shown})"
         group.add_argument(flag, dest=name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
     add("--requests", "num_requests", int, "N", "how many come")

@@ -55,6 +55,12 @@ def test_the_text_shows_both_timelines() -> None:
     ]
 
 
+def test_the_text_stays_on_a_few_screens() -> None:
+    lines = learn.batching(Workload.random(num_requests=50, output_len=2)).table().splitlines()
+    assert [line for line in lines if line.endswith(" more")] == ["    and 10 more"] * 2
+    assert len(lines) < 100
+
+
 def test_the_picture_has_a_row_for_each_request_and_a_bar_for_each_span() -> None:
     result = learn.batching(THREE, max_num_seqs=2, cost=SECOND)
     panels = result.plot().axes
