@@ -1,4 +1,4 @@
-"""`lightvllm learn`: the engine's ideas at work, in simulations that drive the real scheduler. A table, or a picture."""
+"""`lightvllm learn`: the engine's ideas at work, in simulations that drive the real scheduler."""
 
 import argparse
 from importlib import import_module

@@ -1,6 +1,6 @@
 """Simulators that show the engine's ideas at work: they drive the real scheduler, prefix cache and block pool.
 
-Each is a function that serves a workload and returns a result: its figures as fields, `table()` for the terminal and
+Each is a function that returns a result: its figures as fields, `table()` for the terminal and
 `plot()` for a picture. Time is simulated (`StepCost`), so nothing waits, and no model or torch is needed.
 
     from lightvllm import learn

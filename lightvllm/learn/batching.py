@@ -32,7 +32,7 @@ LOOKS = {
     "decode": ("=", "#7fb3d5"),
     "prefill": ("#", "#1f4e79"),
 }
-TEXT_WIDTH = 72
+TEXT_WIDTH, TEXT_ROWS = 72, 40
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class BatchingResult:
+class Batching:
     """The same workload, batched in two ways.
 
     Attributes:
@@ -83,11 +83,12 @@ class BatchingResult:
         return {"continuous": self.continuous, "static": self.static}
 
     def table(self) -> str:
-        """Both timelines as text, a line for each request, and the figures below."""
+        """Both timelines as text, a line for each of the first requests, and the figures below."""
         end = max(strategy.requests[i].end for strategy in self.strategies.values() for i in self._rows)
         parts = [f"{self.load}; {self.max_num_seqs} at a time"]
         for name, strategy in self.strategies.items():
-            lines = [f"{index:>3} {_text_row(strategy, index, TEXT_WIDTH / end)}" for index in self._rows]
+            lines = [f"{index:>3} {_text_row(strategy, index, TEXT_WIDTH / end)}" for index in self._rows[:TEXT_ROWS]]
+            lines += [f"    and {len(self._rows) - TEXT_ROWS} more"] if len(self._rows) > TEXT_ROWS else []
             parts.append("\n".join([f"{name} batching", *lines]))
         parts.append("    " + "   ".join(f"{letter} {kind}" for kind, (letter, _) in LOOKS.items()))
         figures: dict[str, Callable[[Strategy], str]] = {
@@ -107,12 +108,13 @@ class BatchingResult:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
-        figure = Figure(figsize=(10, 2 + 0.36 * len(self._rows)), layout="constrained")
+        figure = Figure(figsize=(10, 2 + min(24, 0.36 * len(self._rows))), layout="constrained")
         for panel, (name, strategy) in zip(figure.subplots(2, 1, sharex=True), self.strategies.items(), strict=True):
             for index in self._rows:
                 _draw_row(panel, strategy, index)
             panel.axvline(max(strategy.freed), color="black", linewidth=1, linestyle=":")
-            panel.invert_yaxis()
+            panel.set_ylim(len(self._rows) - 0.5, -0.5)
+            panel.set_xlim(left=self.load.requests[0].arrival)
             panel.set_title(
                 f"{name} batching: {strategy.output_tokens_per_s:,.0f} tokens/s, "
                 f"{strategy.idle_share:.0%} of {self.max_num_seqs} places idle",
@@ -131,7 +133,7 @@ class BatchingResult:
         return range(len(self.load.requests))
 
 
-def batching(load: Workload | None = None, *, max_num_seqs: int = 4, cost: StepCost | None = None) -> BatchingResult:
+def batching(load: Workload | None = None, *, max_num_seqs: int = 4, cost: StepCost | None = None) -> Batching:
     """Serve a workload with continuous and with static batching.
 
     Args:
@@ -152,7 +154,7 @@ def batching(load: Workload | None = None, *, max_num_seqs: int = 4, cost: StepC
     )
     continuous = replay(load, config, cost)
     static = replay(load, config, cost, is_static=True)
-    return BatchingResult(
+    return Batching(
         load,
         max_num_seqs,
         cost,
@@ -168,7 +170,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     clock.add_flags(parser)
 
 
-def from_args(args: argparse.Namespace) -> BatchingResult:
+def from_args(args: argparse.Namespace) -> Batching:
     """What the flags ask for."""
     return batching(workload.from_args(args, LOAD), max_num_seqs=args.max_num_seqs, cost=clock.from_args(args))
 

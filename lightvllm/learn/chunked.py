@@ -1,6 +1,6 @@
 """Chunked prefill: what running requests feel when a long prompt comes in.
 
-A step takes as long as its tokens. A prompt computed in one step makes all who decode in that step wait for it; cut into
+A step takes as long as its tokens. A prompt computed in one step makes all who decode in it wait; cut into
 chunks, which share each step with the decodes, it stalls them a little many times instead of once for long, and gets
 its own first token later (Agrawal et al., 2023, "Sarathi"). Two settings of the engine cut prompts: the budget of a
 step, `max_num_batched_tokens`, and the part of it that one request gets, `long_prefill_token_threshold`.
@@ -60,7 +60,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class ChunkedResult:
+class Chunked:
     """The same workload and long prompt with several settings of the scheduler."""
 
     load: Workload
@@ -116,7 +116,7 @@ def chunked(
     max_num_batched_tokens: Sequence[int] = BUDGETS,
     long_prefill_token_threshold: Sequence[int] = THRESHOLDS,
     cost: StepCost | None = None,
-) -> ChunkedResult:
+) -> Chunked:
     """Serve a workload, into which a long prompt comes, with several settings of the scheduler.
 
     Args:
@@ -143,7 +143,7 @@ def chunked(
     pairs = [(budget, 0) for budget in max_num_batched_tokens]
     pairs += [(max_num_batched_tokens[0], threshold) for threshold in long_prefill_token_threshold]
     settings = tuple(_serve(load, long, budget, threshold, cost) for budget, threshold in pairs)
-    return ChunkedResult(load, long_input_len, long_arrival, cost, settings)
+    return Chunked(load, long_input_len, long_arrival, cost, settings)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +165,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     clock.add_flags(parser)
 
 
-def from_args(args: argparse.Namespace) -> ChunkedResult:
+def from_args(args: argparse.Namespace) -> Chunked:
     """What the flags ask for."""
     return chunked(
         workload.from_args(args, LOAD),
@@ -186,7 +186,8 @@ def _serve(load: Workload, long: PlannedRequest | None, budget: int, threshold: 
         long_prefill_token_threshold=threshold,
     )
     served = replay(whole, config, cost)
-    gaps, times = [], []
+    times: list[float] = []
+    gaps: list[float] = []
     prefill = first_token = None
     for planned, life in zip(whole.requests, served.requests, strict=True):
         if planned is long:

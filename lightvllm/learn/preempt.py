@@ -9,7 +9,7 @@ the prefix cache still has by then.
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightvllm.engine.scheduler import SchedulerConfig
@@ -61,7 +61,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class PreemptResult:
+class Preempt:
     """The same workload with more blocks and with fewer."""
 
     load: Workload
@@ -122,7 +122,7 @@ def preempt(
     block_size: int = 16,
     enable_prefix_caching: bool = True,
     cost: StepCost | None = None,
-) -> PreemptResult:
+) -> Preempt:
     """Serve a workload with several numbers of KV-cache blocks.
 
     Args:
@@ -137,7 +137,7 @@ def preempt(
     """
     load, cost = load or Workload.random(**LOAD), cost or StepCost()
     if num_blocks is None:
-        least = max(request.num_blocks(block_size) for request in load.requests)
+        least = load.least_num_blocks(block_size)
         wanted = [max(least, round(share * load.num_blocks(block_size))) for share in SHARES]
         num_blocks = list(dict.fromkeys(wanted))
     if not num_blocks:
@@ -145,16 +145,14 @@ def preempt(
     for count in num_blocks:
         load.check_fits(count, block_size)
 
-    def serve(count: int) -> Pool:
-        config = SchedulerConfig(
-            num_blocks=count,
-            block_size=block_size,
-            max_model_len=load.max_model_len,
-            enable_prefix_caching=enable_prefix_caching,
-        )
-        return _serve(load, config, cost)
-
-    return PreemptResult(load, block_size, enable_prefix_caching, cost, tuple(map(serve, num_blocks)))
+    config = SchedulerConfig(
+        num_blocks=num_blocks[0],
+        block_size=block_size,
+        max_model_len=load.max_model_len,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    pools = tuple(_serve(load, replace(config, num_blocks=count), cost) for count in num_blocks)
+    return Preempt(load, block_size, enable_prefix_caching, cost, pools)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +172,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     clock.add_flags(parser)
 
 
-def from_args(args: argparse.Namespace) -> PreemptResult:
+def from_args(args: argparse.Namespace) -> Preempt:
     """What the flags ask for."""
     return preempt(
         workload.from_args(args, LOAD),

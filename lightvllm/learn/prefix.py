@@ -7,7 +7,7 @@ prefix caching; SGLang's radix tree shares single tokens: Zheng et al., 2023).
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightvllm.engine.scheduler import SchedulerConfig
@@ -58,7 +58,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class PrefixResult:
+class Prefix:
     """The same workload with and without the prefix cache."""
 
     load: Workload
@@ -84,7 +84,7 @@ class PrefixResult:
             "whole run": lambda served: milliseconds(served.seconds),
         }
         rows = [[label, *map(show, self.ways.values())] for label, show in figures.items()]
-        return f"{self.load}; {self.num_blocks} blocks of {self.block_size}\n\n{table(['', *self.ways], rows)}"
+        return f"{self.load}; {self.num_blocks:,} blocks of {self.block_size}\n\n{table(['', *self.ways], rows)}"
 
     def plot(self) -> "Figure":
         """How long each request waits for its first token, and the blocks in use over time."""
@@ -115,7 +115,7 @@ def prefix(
     num_blocks: int | None = None,
     max_num_seqs: int = 8,
     cost: StepCost | None = None,
-) -> PrefixResult:
+) -> Prefix:
     """Serve a workload with the prefix cache and without.
 
     Args:
@@ -132,17 +132,15 @@ def prefix(
     num_blocks = load.num_blocks(block_size) if num_blocks is None else num_blocks
     load.check_fits(num_blocks, block_size)
 
-    def serve(enable_prefix_caching: bool) -> Served:
-        config = SchedulerConfig(
-            num_blocks=num_blocks,
-            block_size=block_size,
-            max_model_len=load.max_model_len,
-            max_num_seqs=max_num_seqs,
-            enable_prefix_caching=enable_prefix_caching,
-        )
-        return _serve(load, config, cost)
-
-    return PrefixResult(load, block_size, num_blocks, cost, serve(True), serve(False))
+    config = SchedulerConfig(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_model_len=load.max_model_len,
+        max_num_seqs=max_num_seqs,
+    )
+    with_cache = _serve(load, config, cost)
+    without = _serve(load, replace(config, enable_prefix_caching=False), cost)
+    return Prefix(load, block_size, num_blocks, cost, with_cache, without)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +153,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     clock.add_flags(parser)
 
 
-def from_args(args: argparse.Namespace) -> PrefixResult:
+def from_args(args: argparse.Namespace) -> Prefix:
     """What the flags ask for."""
     return prefix(
         workload.from_args(args, LOAD),

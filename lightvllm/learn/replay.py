@@ -1,7 +1,7 @@
 """Drives the engine's scheduler, the real one, with requests that arrive over simulated time.
 
 Only the worker is made up: instead of a model that computes, each step costs what a `StepCost` says, and each request
-that has all its tokens computed gets another one. Every decision, which is what the simulators show, is the scheduler's.
+that has all its tokens computed gets another one. All decisions, which the simulators show, are the scheduler's.
 """
 
 import statistics

@@ -1,7 +1,6 @@
 """What a simulator is given to serve: requests that arrive over time, with prompts that may begin alike."""
 
 import argparse
-import math
 import os
 import random
 from collections.abc import Mapping
@@ -85,7 +84,7 @@ class Workload:
 
         Args:
             input_len, output_len: tokens of each prompt and output: a number, or the least and the most.
-            rate: requests a second, which come as a Poisson process, the first at 0; None lets all come at once.
+            rate: requests a second, which come as a Poisson process, the first at 0; None, or infinity: all at once.
             shared_prefix_len: tokens that all prompts begin with, before their `input_len`.
 
         Raises:
@@ -93,8 +92,8 @@ class Workload:
         """
         _check_range("num_requests", num_requests, 1)
         _check_range("shared_prefix_len", shared_prefix_len, 0)
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"rate: {rate} is out of range, expected more than 0, or None for all at once")
+        if rate is not None and not rate > 0:
+            raise ValueError(f"rate: {rate} is out of range, expected more than 0")
         inputs, outputs = _least_and_most("input_len", input_len), _least_and_most("output_len", output_len)
         draw = random.Random(seed)
         requests, now = [], 0.0
@@ -156,11 +155,15 @@ class Workload:
         """KV-cache blocks that hold all requests at once, each at its longest."""
         return sum(request.num_blocks(block_size) for request in self.requests)
 
+    def least_num_blocks(self, block_size: int) -> int:
+        """KV-cache blocks that the largest request needs alone."""
+        return max(request.num_blocks(block_size) for request in self.requests)
+
     def check_fits(self, num_blocks: int, block_size: int) -> None:
         """Raise a ValueError unless each request alone fits in so many blocks."""
-        least = max(request.num_blocks(block_size) for request in self.requests)
+        least = self.least_num_blocks(block_size)
         if num_blocks < least:
-            raise ValueError(f"num_blocks: {num_blocks} is out of range, expected at least {least}: a request needs as many")
+            raise ValueError(f"num_blocks: {num_blocks} is out of range, expected at least {least} for one request")
 
     def prompts(self) -> list[list[int]]:
         """The prompts' token ids, parallel to `requests`."""
@@ -183,20 +186,20 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> N
     Args:
         defaults: arguments of `Workload.random` that are not as they are there.
     """
-    options = (Workload.random.__kwdefaults__ or {}) | defaults
+    options = {**(Workload.random.__kwdefaults__ or {}), **defaults}
     group = parser.add_argument_group("workload")
 
     def add(flag: str, name: str, kind: Any, metavar: str, text: str) -> None:
         value = options[name]
-        shown = "-".join(map(str, value)) if isinstance(value, tuple) else value
-        text += "" if value is None else f" (default: {shown})"
+        shown = "-".join(map(str, value)) if isinstance(value, tuple) else "inf" if value is None else value
+        text += f" (default: {shown})"
         group.add_argument(flag, dest=name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
     add("--requests", "num_requests", int, "N", "how many come")
     add("--input-len", "input_len", lengths, "A[-B]", "prompt tokens that each has of its own")
     add("--output-len", "output_len", lengths, "A[-B]", "tokens to generate for each")
     add("--shared-prefix-len", "shared_prefix_len", int, "N", "prompt tokens before these, the same for all")
-    add("--rate", "rate", float, "X", "requests a second, as a Poisson process; without it all come at once")
+    add("--rate", "rate", float, "X", "requests a second, as a Poisson process; inf: all at once")
     add("--seed", "seed", int, "N", "of everything random")
     group.add_argument(
         "--file",
@@ -233,7 +236,7 @@ def lengths(text: str) -> Lengths:
     try:
         return (int(least), int(most)) if dash else int(least)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a length such as 20 nor a range such as 20-200") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a length such as 20 nor a range, 20-200") from None
 
 
 def _random_tokens(seed: str, count: int) -> list[int]:

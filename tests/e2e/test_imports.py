@@ -34,6 +34,7 @@ WITHOUT_TORCH = [
     "lightvllm.engine.request",
     "lightvllm.engine.scheduler",
     "lightvllm.engine.tokenizer",
+    "lightvllm.learn",
     "lightvllm.sql",
 ]
 
@@ -134,6 +135,14 @@ def test_the_front_runs_without(blocked: str) -> None:
 def test_importing_the_api_does_not_load_torch() -> None:
     program = "import sys, lightvllm; lightvllm.LLM, lightvllm.SamplingParams, lightvllm.RequestOutput\n"
     program += "print(sorted({'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules)))"
+    result = run(program)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_learning_needs_no_torch_and_no_matplotlib() -> None:
+    """Only a picture needs the second."""
+    program = "import sys; from lightvllm import learn; assert learn.batching().table()\n"
+    program += "print(sorted({'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)))"
     result = run(program)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
