@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightvllm.cli.flags import add_engine_flags, given
-from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
+from lightvllm.cli.measurement import add_json_flag, add_number, check_plot, print_measurement
 from lightvllm.cli.parser import add_verb, did_you_mean
 from lightvllm.cli.quantize import calibration, read_text
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
@@ -72,7 +72,6 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
-    from lightvllm.bench.compare.plot import check_plot
     from lightvllm.bench.machine import describe_machine
     from lightvllm.bench.quality import plot, report
     from lightvllm.bench.quality.side_by_side import measure_all
