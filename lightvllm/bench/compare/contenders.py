@@ -210,8 +210,9 @@ def gguf_path(work: Path, dtype: str) -> Path:
 
 
 def this_engine(dtype: str, work: Path, threads: int, max_model_len: int) -> Driven:
-    """LightvLLM."""
-    options = _options(work, threads, max_model_len) | {"quantization": QUANTIZATION[dtype]}
+    """LightvLLM. With int8 and 4-bit weights the KV cache is of int8, as OpenVINO's is unless told otherwise."""
+    options = _options(work, threads, max_model_len)
+    options |= {"quantization": QUANTIZATION[dtype], "kv_cache_dtype": "auto" if dtype == "bf16" else "int8"}
     log = work / f"lightvllm-{dtype}.log"
     skips = {} if dtype == "bf16" else BF16_ONLY
     return Driven("lightvllm", sys.executable, "run_lightvllm.py", options, threads, log, skips)

@@ -1,7 +1,9 @@
-"""This engine as a contender. Options: model, quantization, kv_cache_bytes, max_num_batched_tokens, max_model_len."""
+"""This engine as a contender.
+
+Options: model, quantization, kv_cache_dtype, kv_cache_bytes, max_num_batched_tokens, max_model_len.
+"""
 
 import time
-from dataclasses import fields
 from typing import Any
 
 from serve import Generate, serve  # type: ignore[import-not-found]
@@ -10,20 +12,15 @@ from serve import Generate, serve  # type: ignore[import-not-found]
 def load(options: dict[str, Any]) -> tuple[str, Generate]:
     """See `serve.serve`."""
     from lightvllm import LLM, SamplingParams, __version__
-    from lightvllm.config import EngineConfig
 
-    chosen = {}
-    if options["quantization"] is not None:
-        if "quantization" not in {field.name for field in fields(EngineConfig)}:
-            raise NotImplementedError("this engine has no option `quantization` yet")
-        chosen["quantization"] = options["quantization"]
     llm = LLM(
         model=options["model"],
         skip_tokenizer_init=True,
         kv_cache_memory_bytes=options["kv_cache_bytes"],
         max_num_batched_tokens=options["max_num_batched_tokens"],
         max_model_len=options["max_model_len"],
-        **chosen,
+        quantization=options["quantization"],
+        kv_cache_dtype=options["kv_cache_dtype"],
     )
 
     def generate(prompts: list[list[int]], output_lens: list[int]) -> dict[str, Any]:
