@@ -10,7 +10,7 @@ from lightvllm.bench.compare.loads import Load
 from lightvllm.bench.random_checkpoint import Shape
 
 BITS = {"bf16": 16, "int8": 8, "4-bit": 4}
-KV_BYTES = 2  # of one number in the cache
+KV_BYTES = {"bf16": 2, "int8": 1, "4-bit": 1}  # of one number in the cache, as small as an engine here has it
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def decode_bound(limits: Limits, shape: Shape, dtype: str, load: Load) -> Bound:
     length = load.context_len + load.input_lens[0] + load.output_lens[0] / 2  # on average
     operations = 2 * (shape.layer_parameters + shape.head_parameters) + attention_operations(shape) * length
     return _bound(
-        limits, dtype, count, count * operations, weight_bytes(shape, dtype) + count * length * cache_bytes(shape)
+        limits, dtype, count, count * operations, weight_bytes(shape, dtype) + count * length * cache_bytes(shape, dtype)
     )
 
 
@@ -76,9 +76,9 @@ def weight_bytes(shape: Shape, dtype: str) -> float:
     return (shape.layer_parameters + shape.head_parameters) * BITS[dtype] / 8
 
 
-def cache_bytes(shape: Shape) -> int:
+def cache_bytes(shape: Shape, dtype: str) -> int:
     """That a token takes in the KV cache."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * KV_BYTES
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * KV_BYTES[dtype]
 
 
 def attention_operations(shape: Shape) -> int:

@@ -50,9 +50,9 @@ def test_prefill_cannot_pass_the_arithmetic() -> None:
 
 def test_decode_of_one_cannot_pass_the_memory() -> None:
     one = Load(name="decode-1", num_requests=1, input_lens=(4, 4), output_lens=(4, 4), context_len=10)
-    # Weights, and keys and values of 16 tokens on average: two layers, one head of four, two bytes each.
+    # Weights, and keys and values of 16 tokens on average: two layers, one head of four, as many bytes each.
     for dtype, size in (("bf16", 2), ("int8", 1)):
-        num_bytes = (LAYERS + HEAD) * size + 16 * 2 * 2 * 4 * 2
+        num_bytes = (LAYERS + HEAD + 16 * 2 * 2 * 4) * size
         bound = decode_bound(Limits(1e5, 1e9, 1e9, 1e9, 2), SHAPE, dtype, one)
         assert bound.by == "memory"
         assert bound.rate == pytest.approx(1e5 / num_bytes)
