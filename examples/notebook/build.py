@@ -8,6 +8,7 @@ The code runs once, from top to bottom; both editions get its outputs. Needs the
 """
 
 import copy
+import os
 import re
 import sys
 from itertools import pairwise
@@ -20,11 +21,11 @@ from nbformat import NotebookNode, v4
 
 Language = Literal["en", "ko"]
 
-HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "learn_vllm.md"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "examples" / "notebook" / "learn_vllm.md"
 EDITIONS: dict[Language, Path] = {
-    "en": HERE.parent / "learn_vllm.ipynb",
-    "ko": HERE.parent / "learn_vllm.ko.ipynb",
+    "en": ROOT / "examples" / "learn_vllm.ipynb",
+    "ko": ROOT / "examples" / "learn_vllm.ko.ipynb",
 }
 _CELL = re.compile(
     r"^<!-- (?P<language>en|ko) -->\n(?P<text>.*?)(?=^<!-- |^```python|\Z)|^```python(?P<varies> varies)?\n(?P<code>.*?)^```$",
@@ -62,19 +63,17 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(notebook: NotebookNode, environment: dict[str, str] | None = None) -> NotebookNode:
-    """A copy with its outputs. It runs in the folder of the examples, as in Jupyter.
-
-    Args:
-        environment: of the kernel's process; None is this one's.
+def execute(notebook: NotebookNode) -> NotebookNode:
+    """A copy with its outputs. It runs in the folder of the examples, as in Jupyter, on this checkout's package.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     executed = copy.deepcopy(notebook)
-    resources = {"metadata": {"path": str(HERE.parent)}}
+    resources = {"metadata": {"path": str(ROOT / "examples")}}
     client = NotebookClient(executed, timeout=120, kernel_name="python3", resources=resources, record_timing=False)
-    client.execute(env=environment)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    client.execute(env={**os.environ, "PYTHONPATH": path})
     return executed
 
 
@@ -92,7 +91,7 @@ def main() -> None:
     source = SOURCE.read_text(encoding="utf-8")
     executed = code_cells(execute(build(source, "en")))
     for cell in executed:
-        for place in (HERE.parent.parent, Path.home(), Path(sys.prefix)):
+        for place in (ROOT, Path.home(), Path(sys.prefix)):
             if str(place) in output_text(cell):
                 raise ValueError(f"the output of {cell.source[:60]!r} holds a path of this machine: {place}")
     for language, path in EDITIONS.items():

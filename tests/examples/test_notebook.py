@@ -1,7 +1,6 @@
 """The notebook: it runs, what it ships with is what comes out, and its two editions differ in words alone."""
 
 import importlib.util
-import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -34,8 +33,7 @@ def read(language: str) -> NotebookNode:
 @pytest.fixture(scope="module")
 def executed() -> NotebookNode:
     """The English edition, run now, on the code of this folder."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return builder.execute(read("en"), {**os.environ, "PYTHONPATH": path})
+    return builder.execute(read("en"))
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
