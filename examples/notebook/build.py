@@ -1,8 +1,8 @@
 """Makes both editions of the notebook of one source: python examples/notebook/build.py
 
-`learn_vllm.md` holds text in two languages and the code that both share: after `<!-- en -->` the English text of a cell,
-after `<!-- ko -->` the same in Korean, between ```python fences a code cell. Where a cell's output differs from one
-run or one machine to another, its fence says so: ```python varies.
+`learn_vllm.md` holds text in two languages and the code that both share: after `<!-- en -->` the English text of a
+cell, after `<!-- ko -->` the same in Korean, between ```python fences a code cell. Where a cell's output differs from
+one run or one machine to another, its fence says so: ```python varies.
 
 The code runs once, from top to bottom; both editions get its outputs. Needs the dev extra.
 """
@@ -28,7 +28,8 @@ EDITIONS: dict[Language, Path] = {
     "ko": ROOT / "examples" / "learn_vllm.ko.ipynb",
 }
 _CELL = re.compile(
-    r"^<!-- (?P<language>en|ko) -->\n(?P<text>.*?)(?=^<!-- |^```python|\Z)|^```python(?P<varies> varies)?\n(?P<code>.*?)^```$",
+    r"^<!-- (?P<language>en|ko) -->\n(?P<text>.*?)(?=^<!-- |^```python|\Z)"
+    r"|^```python(?P<varies> varies)?\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 

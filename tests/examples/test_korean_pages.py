@@ -10,10 +10,10 @@ import pytest
 from lightvllm.cli.main import build_parser
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted((ROOT / "docs" / "ko").glob("*.md"))
-MESSAGES = re.findall(
-    r"^\| `([^`]+)`", (ROOT / "docs" / "ko" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
-)
+KOREAN = ROOT / "docs" / "ko"
+PAGES = sorted(KOREAN.glob("*.md"))
+TROUBLES = (KOREAN / "troubleshooting.md").read_text(encoding="utf-8")
+MESSAGES = re.findall(r"^\| `([^`]+)`", TROUBLES, re.MULTILINE)
 
 
 def texts_of_the_program() -> list[str]:
@@ -22,7 +22,8 @@ def texts_of_the_program() -> list[str]:
     for path in [ROOT / "setup.py", *(ROOT / "lightvllm").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return found
@@ -46,7 +47,7 @@ def test_files_and_flags_that_are_named(page: Path) -> None:
     named = re.findall(r"`((?:lightvllm|examples|docs)/[\w./]*)`", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    commands += [code for code in re.findall(r"`(lightvllm [^`…]+)`", text)]
+    commands += re.findall(r"`(lightvllm [^`…]+)`", text)
     for command in commands:
         if command.startswith("lightvllm "):
             build_parser().parse_args(shlex.split(command, comments=True)[1:])
@@ -55,5 +56,6 @@ def test_files_and_flags_that_are_named(page: Path) -> None:
 def test_the_program_is_the_readme_s() -> None:
     """Which the README's tests run."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [program] = re.findall(r"```python\n.*?```", (ROOT / "docs" / "ko" / "index.md").read_text(encoding="utf-8"), re.DOTALL)
+    start = (KOREAN / "index.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n.*?```", start, re.DOTALL)
     assert program in readme
