@@ -108,13 +108,14 @@ class Batching:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
+        end = max(max(strategy.freed) for strategy in self.strategies.values())
         figure = Figure(figsize=(10, 2 + min(24, 0.36 * len(self._rows))), layout="constrained")
         for panel, (name, strategy) in zip(figure.subplots(2, 1, sharex=True), self.strategies.items(), strict=True):
             for index in self._rows:
                 _draw_row(panel, strategy, index)
             panel.axvline(max(strategy.freed), color="black", linewidth=1, linestyle=":")
             panel.set_ylim(len(self._rows) - 0.5, -0.5)
-            panel.set_xlim(left=self.load.requests[0].arrival)
+            panel.set_xlim(self.load.requests[0].arrival, 1.02 * end)
             panel.set_title(
                 f"{name} batching: {strategy.output_tokens_per_s:,.0f} tokens/s, "
                 f"{strategy.idle_share:.0%} of {self.max_num_seqs} places idle",
