@@ -24,7 +24,7 @@ from lightvllm.training.answers import tokenized
 from lightvllm.training.generator import make_sample
 
 MAX_TOKENS = 64
-# Programs that read a JSON list of [folder, prompts] and print the answers' token ids as the last line.
+# Programs that read a JSON list of [folder, prompts] and print the answers' token ids in a line.
 VLLM = f"""
 import json, sys
 if __name__ == "__main__":
@@ -64,7 +64,8 @@ def ask_other(python: str, program: str, folder: Path, prompts: list[list[int]])
             timeout=1200,
             check=True,
         )
-    answers: list[list[int]] = json.loads(result.stdout.strip().splitlines()[-1])
+    # Others write their logs there, too.
+    (answers,) = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[[")]
     return answers
 
 
