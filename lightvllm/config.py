@@ -41,10 +41,12 @@ class EngineConfig:
         default=None, metadata={"help": "values that take the place of config.json's (JSON)"}
     )
     dtype: str = _option("auto", "auto (the checkpoint's), float32, bfloat16 or float16")
-    quantization: Quantization | None = _option(
-        None,
-        "round the weights while loading: int8, or w4 (4 bits, the head 8); a quantized checkpoint needs no flag, its "
-        "format's name is taken and checked",
+    quantization: Quantization | None = field(
+        default=None,
+        metadata={
+            "help": "round the weights while loading: int8, or w4 (4 bits, the head 8); a quantized checkpoint needs "
+            "no flag, its format's name is taken and checked"
+        },
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")
@@ -63,11 +65,11 @@ class EngineConfig:
     )
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")
     enable_prefix_caching: bool = _option(True, "keep the KV cache of prompts for later ones that begin alike")
-    scheduling_policy: Policy = _option("fcfs", "which request goes first")
+    scheduling_policy: Policy = field(default="fcfs", metadata={"help": "which request goes first"})
     max_logprobs: int = _option(20, "most log-probabilities a request may ask for per token; -1: no limit")
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
-    attention_backend: Backend = _option("auto", "attention implementation")
+    attention_backend: Backend = field(default="auto", metadata={"help": "attention implementation"})
     cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
         "auto",
         "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too, "

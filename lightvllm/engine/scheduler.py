@@ -143,8 +143,8 @@ class Scheduler:
                 f"leave at least one to generate: it ends with {max_num_tokens - request.num_prompt_tokens}"
             )
         request.max_num_tokens = max_num_tokens
-        place = POLICIES[self.config.policy](request)
-        request.order = (place, request.arrival_time, next(self._arrivals))
+        priority = POLICIES[self.config.policy](request)
+        request.order = (priority, request.arrival_time, next(self._arrivals))
         self.requests[request.request_id] = request
         insort(self.waiting, request, key=_order)
         if request.is_suspect:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLANK = "\0"
-# Besides what ends in "Error".
+# What takes a message, besides what ends in "Error"; `fail_all` fails requests with it, `Health` is what /health says.
 EXCEPTIONS = {"EngineOverloaded", "EngineUnavailable", "RequestFailed", "CoreDied", "HTTPException", "Unenforceable"}
+EXCEPTIONS |= {"fail_all", "Health"}
 OUR_BUGS = {"AssertionError", "NotImplementedError"}
 # Runs beside another engine, in its environment.
 ELSEWHERE = ROOT / "lightvllm" / "bench" / "compare" / "drivers"
@@ -83,7 +84,8 @@ def templates(node: ast.expr, names: dict[str, list[str]]) -> list[str]:
     if isinstance(node, ast.JoinedStr):
         return ["".join(map(_part, node.values))]
     if isinstance(node, ast.IfExp):
-        return templates(node.body, names) + templates(node.orelse, names)
+        sides = [templates(node.body, names), templates(node.orelse, names)]
+        return [text for side in sides for text in side or [BLANK]] if any(sides) else []
     if isinstance(node, ast.BoolOp):
         return [text for value in node.values for text in templates(value, names)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

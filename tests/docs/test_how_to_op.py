@@ -19,6 +19,7 @@ CAN_COMPILE = COMPILER is not None and kernels.COMPILED and sys.platform == "lin
 @pytest.mark.skipif(not CAN_COMPILE, reason="no compiler, or the CPU kernels were not built")
 def test_the_page(tmp_path: Path) -> None:
     copy = follow("op.md", tmp_path)
+    copy.check_style()
     added = copy.added("lightvllm")
     assert added.pop("lightvllm/kernels/cpu/gelu.cpp") > 0
     assert sorted(added) == ["lightvllm/kernels/__init__.py", "lightvllm/kernels/reference.py"]
