@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from lightvllm.bench.workload import Workload
-from lightvllm.cli import bench_compare, bench_overhead, bench_scaling, bench_serve
+from lightvllm.cli import bench_compare, bench_overhead, bench_scaling, bench_serve, bench_steps
 from lightvllm.cli.flags import add_engine_flags, given
 from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
 from lightvllm.cli.model import open_llm
@@ -68,6 +68,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     bench_overhead.add_parser(kinds)
     bench_compare.add_parser(kinds)
     bench_scaling.add_parser(kinds)
+    bench_steps.add_parser(kinds)
 
 
 def _add_workload_flags(parser: Parser, input_len: int, output_len: int, prefix_len: int) -> None:

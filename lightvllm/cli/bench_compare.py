@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
+from lightvllm.cli.measurement import add_json_flag, add_number, check_plot, print_measurement
 from lightvllm.cli.parser import Parser, add_verb, did_you_mean
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from lightvllm.bench.machine import describe_machine
 
     if args.plot:
-        plot.check_plot(args.plot)
+        check_plot(args.plot)
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(args, args.work or Path(folder))
         plan.work.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
+from lightvllm.cli.measurement import add_json_flag, add_number, check_plot, print_measurement
 from lightvllm.cli.parser import Parser, add_verb
 
 DESCRIPTION = """
@@ -30,7 +30,6 @@ def add_parser(kinds: "argparse._SubParsersAction[Parser]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the measurement; the exit code."""
-    from lightvllm.bench.compare.plot import check_plot
     from lightvllm.bench.machine import describe_machine
     from lightvllm.bench.random_checkpoint import Shape
     from lightvllm.bench.scaling import LEAST_CONTEXT, draw_scaling, measure_scaling, scaling_text

@@ -57,5 +57,6 @@ def _text(machine: dict[str, Any]) -> str:
 def _kernels(kernels: dict[str, Any]) -> str:
     if not kernels["compiled"]:
         return "reference: not built"
-    isa, best = (kernels[key].replace("avx512vnni", "avx512 + bf16 + vnni") for key in ("isa", "best_isa"))
+    names = {"avx512vnni": "avx512 + bf16 + vnni", "amx": "amx, avx512 + bf16 + vnni"}
+    isa, best = (names.get(kernels[key], kernels[key]) for key in ("isa", "best_isa"))
     return f"compiled, {isa}" + ("" if isa == best else f" (the processor has {best})")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightvllm.cli.flags import add_engine_flags, given
-from lightvllm.cli.measurement import add_json_flag, add_number, print_measurement
+from lightvllm.cli.measurement import add_json_flag, add_number, check_plot, print_measurement
 from lightvllm.cli.parser import add_verb, did_you_mean
 from lightvllm.cli.quantize import calibration, read_text
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
@@ -32,7 +32,12 @@ what it writes itself is run and compared with it. With --own-text the first mod
   lightvllm eval --schemes all --plot quality.png
   lightvllm eval path/to/checkpoint path/to/smaller --text text.txt
   lightvllm eval path/to/checkpoint --own-text --limit 2000"""
-ON_THE_FLY = ("int8", "w4")
+# What needs no folder: its name in the table, and the engine's options.
+ON_THE_FLY = {
+    "int8": ("int8, while loading", {"quantization": "int8"}),
+    "w4": ("w4, while loading", {"quantization": "w4"}),
+    "kv-int8": ("KV cache in int8", {"kv_cache_dtype": "int8"}),
+}
 # The questions of the model card's first column: its seed and split.
 SPLIT, SEED, PAIRS = "unseen_domains", 20, 5
 LENGTH = 512
@@ -55,7 +60,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "--on-the-fly",
         default=",".join(ON_THE_FLY),
         metavar="NAME,...",
-        help="rounded while loading, or none (default: int8,w4)",
+        help="rounded while loading or running, or none (default: int8,w4,kv-int8)",
     )
     which.add_argument("--schemes", default="", metavar="NAME,...", help="quantize by these, or all, and measure that")
     which.add_argument("--calibration", metavar="FILE", help="text for the schemes that need one")
@@ -67,7 +72,6 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
-    from lightvllm.bench.compare.plot import check_plot
     from lightvllm.bench.machine import describe_machine
     from lightvllm.bench.quality import plot, report
     from lightvllm.bench.quality.side_by_side import measure_all
@@ -169,11 +173,11 @@ def _variants(args: argparse.Namespace, model: Path, work: Path) -> list["Varian
     from lightvllm.hub import resolve_model
 
     options = given(args, EngineConfig)
-    on_the_fly = _names(args.on_the_fly, ON_THE_FLY, "on_the_fly")
+    on_the_fly = _names(args.on_the_fly, tuple(ON_THE_FLY), "on_the_fly")
     schemes = _names(args.schemes, tuple(SCHEMES), "schemes")
     folders = [resolve_model(folder) for folder in args.models[1:]]
     variants = [Variant("full precision", options | {"model": str(model)})]
-    variants += [Variant(f"{name}, while loading", variants[0].options | {"quantization": name}) for name in on_the_fly]
+    variants += [Variant(label, variants[0].options | more) for label, more in map(ON_THE_FLY.__getitem__, on_the_fly)]
     made = [(scheme, _quantized(args, model, scheme, work)) for scheme in schemes]
     made += [(folder.name, folder) for folder in folders]
     return variants + [Variant(name, options | {"model": str(folder)}) for name, folder in made]

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from lightvllm import __version__
-from lightvllm.cli import bench, chat, demo, env, eval, generate, quantize, serve, sql
+from lightvllm.cli import bench, chat, demo, env, eval, generate, learn, quantize, serve, sql
 from lightvllm.cli.parser import Parser
 
-VERBS = (serve, generate, chat, sql, demo, bench, quantize, eval, env)
+VERBS = (serve, generate, chat, sql, demo, learn, bench, quantize, eval, env)
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 130, 141
 
 

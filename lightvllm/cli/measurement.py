@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from lightvllm.cli.parser import Parser
@@ -18,6 +19,18 @@ def add_json_flag(parser: Parser) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE beside the table"
     )
+
+
+def check_plot(path: Path) -> None:
+    """Raise a ValueError unless a picture can be drawn and written there: before hours of measurements, not after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError("--plot: matplotlib is not installed; pip install 'lightvllm[train]'") from None
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot: {str(path)!r} is no .png, .svg or .pdf file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--plot: there is no folder {str(path.parent)!r}")
 
 
 def print_measurement(args: argparse.Namespace, record: dict[str, Any], setting: str, text: str) -> None:

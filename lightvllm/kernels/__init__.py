@@ -25,6 +25,7 @@ SCHEMAS = {
     "pack_groups": "(Tensor groups) -> Tensor",
     "quantized_linear": "(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? codebook, Tensor? bias, "
     "int bits, int group_size, int outputs) -> Tensor",
+    "embedding": "(Tensor weight, Tensor token_ids) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor update, Tensor weight, float eps) -> (Tensor, Tensor)",
     "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",
@@ -79,6 +80,7 @@ def _op(name: str) -> Callable:
     return call
 
 
+embedding = _op("embedding")
 rms_norm = _op("rms_norm")
 add_rms_norm = _op("add_rms_norm")
 rotary = _op("rotary")

@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def embedding(weight: Tensor, token_ids: Tensor) -> Tensor:
+    """The vector of each token: weight: [vocab_size, size]; token_ids: [num_tokens] int64 -> [num_tokens, size]"""
+    return F.embedding(token_ids, weight)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) * weight.
 

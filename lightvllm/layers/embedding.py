@@ -1,9 +1,9 @@
 """Token embedding."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightvllm import kernels
 from lightvllm.layers.module import Module
 
 
@@ -16,4 +16,4 @@ class Embedding(Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids: [num_tokens] -> [num_tokens, size]"""
-        return F.embedding(token_ids, self.weight)
+        return kernels.embedding(self.weight, token_ids)

@@ -97,7 +97,7 @@ def test_given_flags_reach_the_verb() -> None:
     ("words", "message"),
     [
         (["generat"], "'generat' is unknown, did you mean generate? (see lightvllm --help)"),
-        (["xyz"], "'xyz' is unknown, expected one of serve, generate, chat, sql, demo, bench, quantize, eval, env"),
+        (["xyz"], "'xyz' is unknown, expected one of serve, generate, chat, sql, demo, learn, bench, quantize"),
         (["generate", "--temprature", "0"], "unknown flag --temprature, did you mean --temperature?"),
         (["generate", "--temp", "0"], "unknown flag --temp"),
         (["generate", "--zzzz"], "unknown flag --zzzz (see lightvllm generate --help)"),

@@ -7,10 +7,13 @@ import time
 
 import pytest
 
+from lightvllm.cli.learn import SIMULATORS
 from lightvllm.cli.main import VERBS
 
-COMMANDS = [[], ["serve"], ["generate"], ["chat"], ["sql"], ["demo"], ["bench"], ["quantize"], ["eval"], ["env"]]
+COMMANDS = [[], ["serve"], ["generate"], ["chat"], ["sql"], ["demo"], ["learn"], ["bench"], ["quantize"]]
 COMMANDS += [["bench", kind] for kind in ("latency", "throughput", "prefix", "host", "startup", "serve", "overhead")]
+COMMANDS += [["learn", name] for name in SIMULATORS]
+COMMANDS += [["bench", "steps"], ["eval"], ["env"]]
 LIMIT_SECONDS = 0.3
 SHOW_HELP_AND_MODULES = """
 import sys

@@ -26,6 +26,20 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [1, 17, 1024])
+@pytest.mark.parametrize("tokens", [0, 1, 300])
+def test_embedding(dtype: torch.dtype, size: int, tokens: int) -> None:
+    weight, token_ids = torch.randn(50, size).to(dtype), torch.randint(50, (tokens,))
+    assert torch.equal(kernels.embedding(weight, token_ids), reference.embedding(weight, token_ids))
+
+
+@pytest.mark.parametrize("token_id", [-1, 50])
+def test_embedding_of_what_is_no_token(token_id: int) -> None:
+    with pytest.raises(RuntimeError, match="a token id is outside the vocabulary"):
+        kernels.embedding(torch.randn(50, 16), torch.tensor([3, token_id]))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", [1, 8, 15, 16, 17, 64, 100, 1024])
 @pytest.mark.parametrize("rows", [0, 1, 3, 70])
 def test_rms_norm(dtype: torch.dtype, size: int, rows: int) -> None:

@@ -17,6 +17,7 @@ from lightvllm.bench.compare.process import ContenderError, ContenderProcess
 DRIVERS = Path(__file__).parent / "drivers"
 PACKAGE = Path(lightvllm.__file__).parent
 START_TIMEOUT, LOAD_TIMEOUT = 600.0, 600.0
+SETTLE = 8.0  # seconds after a start in which an engine may take the memory of its cache
 KV_CACHE_BYTES = 2 << 30
 MAX_NUM_BATCHED_TOKENS = 4096  # the prompts of the largest load in one step
 # Number type -> what each contender calls it.
@@ -95,6 +96,7 @@ class Driven:
         self._process = ContenderProcess(command, self.log)
         version = self._process.receive(START_TIMEOUT)["version"]
         seconds = time.monotonic() - started
+        time.sleep(SETTLE)
         self._process.pause()
         return Start(seconds, version)
 

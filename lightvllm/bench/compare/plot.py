@@ -8,18 +8,6 @@ from lightvllm.bench.compare.report import COLUMNS, OURS, cells
 from lightvllm.bench.compare.turns import Plan, Result
 
 
-def check_plot(path: Path) -> None:
-    """Raise a ValueError unless a picture can be drawn and written there: before hours of measurements, not after."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError("--plot: matplotlib is not installed; pip install 'lightvllm[train]'") from None
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot: {str(path)!r} is no .png, .svg or .pdf file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--plot: there is no folder {str(path.parent)!r}")
-
-
 def draw(plan: Plan, limits: Limits, results: Sequence[Result], path: Path) -> None:
     """Write the picture. The dashed line is what the machine allows."""
     from matplotlib.figure import Figure

@@ -1,4 +1,5 @@
-// RMSNorm, alone and with the addition before it, rotary embedding, alone and with the head norms before it, SiLU-and-multiply, and the write into the KV cache.
+// The ops of a decoder layer that are neither product nor attention: token embedding, RMSNorm, alone and with the addition
+// before it, rotary embedding, alone and with the head norms before it, SiLU-and-multiply, and the write into the KV cache.
 // Reference twins: lightvllm/kernels/reference.py; test: tests/kernels/test_ops.py.
 #include <algorithm>
 #include <cmath>
@@ -17,6 +18,23 @@ void for_rows(int64_t rows, int64_t size, const F& f) {
       for (int64_t row = begin; row < end; row++) f(row);
     });
   });
+}
+
+// ---- embedding ------------------------------------------------------------------------------------------------------
+
+Tensor embedding(Tensor weight, Tensor token_ids) {
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && token_ids.dim() == 1 && token_ids.is_contiguous(),
+                  "embedding: expected a contiguous [vocabulary, size] and [tokens]");
+  STD_TORCH_CHECK(token_ids.scalar_type() == torch::headeronly::ScalarType::Long, "embedding: token ids must be int64");
+  const int64_t tokens = token_ids.size(0), bytes = weight.size(1) * weight.element_size();
+  const int64_t* ids = data<int64_t>(token_ids);
+  for (int64_t i = 0; i < tokens; i++)
+    STD_TORCH_CHECK(0 <= ids[i] && ids[i] < weight.size(0), "embedding: a token id is outside the vocabulary");
+  Tensor out = torch::stable::new_empty(weight, {tokens, weight.size(1)});
+  parallel_for(0, tokens, 1 + 65536 / std::max<int64_t>(bytes, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) std::memcpy(data<char>(out) + i * bytes, data<char>(weight) + ids[i] * bytes, bytes);
+  });
+  return out;
 }
 
 // ---- rms_norm -------------------------------------------------------------------------------------------------------
@@ -266,6 +284,7 @@ void write_kv(Tensor key, Tensor value, Tensor key_cache, Tensor value_cache, Te
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lightvllm, CPU, m) {
+  m.impl("embedding", TORCH_BOX(&embedding));
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
   m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   m.impl("rotary", TORCH_BOX(&rotary));

@@ -8,6 +8,9 @@ namespace {
 // How a panel holds its values: as bytes, or as halves of bytes, which may be indices into a codebook.
 enum Kind { BYTES, HALVES, CODES };
 
+// From more rows on it pays to make bytes of a panel's halves once for all passes.
+constexpr int64_t WIDENED_ROWS = 128;
+
 // ---- any processor
 
 void plain_widen(const Panel& halves, uint8_t* bytes) {
@@ -158,16 +161,14 @@ LIGHTVLLM_AVX512 LIGHTVLLM_INLINE void add_dot(__m512i& sum, __m512i weight, __m
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(input));
 }
 
-// The two quads of bytes that 64 bytes of halves stand for.
-template <Kind KIND>
-LIGHTVLLM_AVX512 LIGHTVLLM_INLINE void split(const uint8_t* halves, __m512i table, __m512i& first, __m512i& second) {
-  const __m512i both = _mm512_loadu_si512(halves), low = _mm512_set1_epi8(15);
-  first = _mm512_and_si512(both, low);
-  second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-  if (KIND == CODES) {
-    first = _mm512_shuffle_epi8(table, first);
-    second = _mm512_shuffle_epi8(table, second);
-  }
+// The bytes that 64 bytes hold, or one of the two quads that 64 bytes of halves stand for, the FIRST or the second.
+template <Kind KIND, bool FIRST>
+LIGHTVLLM_AVX512 LIGHTVLLM_INLINE __m512i bytes_of(const uint8_t* values, __m512i table) {
+  __m512i bytes = _mm512_loadu_si512(values);
+  if (KIND == BYTES) return bytes;
+  if (!FIRST) bytes = _mm512_srli_epi16(bytes, 4);
+  bytes = _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+  return KIND == CODES ? _mm512_shuffle_epi8(table, bytes) : bytes;
 }
 
 LIGHTVLLM_AVX512 LIGHTVLLM_INLINE __m512i table_of(const Panel& panel) {
@@ -180,11 +181,21 @@ LIGHTVLLM_AVX512 void avx512_widen(const Panel& halves, uint8_t* bytes) {
   const __m512i table = KIND == CODES ? table_of(halves) : __m512i{};
   for (int64_t pair = 0; pair < halves.quads / 2; pair++) {
     LIGHTVLLM_UNROLL for (int64_t i = 0; i < SIZE; i += 64) {
-      __m512i first, second;
-      split<KIND>(halves.values + pair * SIZE + i, table, first, second);
-      _mm512_storeu_si512(bytes + 2 * pair * SIZE + i, first);
-      _mm512_storeu_si512(bytes + (2 * pair + 1) * SIZE + i, second);
+      _mm512_storeu_si512(bytes + 2 * pair * SIZE + i, bytes_of<KIND, true>(halves.values + pair * SIZE + i, table));
+      _mm512_storeu_si512(bytes + (2 * pair + 1) * SIZE + i, bytes_of<KIND, false>(halves.values + pair * SIZE + i, table));
     }
+  }
+}
+
+// Adds the products of the panel's outputs with one quad of each row.
+template <Kind KIND, bool FIRST, int ROWS>
+LIGHTVLLM_AVX512 LIGHTVLLM_INLINE void add_quad(const uint8_t* values, __m512i table, const RoundedRows& x, int64_t quad,
+                                                __m512i (&total)[ROWS][VECTORS]) {
+  __m512i weight[VECTORS];
+  LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) weight[v] = bytes_of<KIND, FIRST>(values + v * 64, table);
+  LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
+    const __m512i input = _mm512_set1_epi32(quad_of(x, r, quad));
+    LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) add_dot(total[r][v], weight[v], input);
   }
 }
 
@@ -209,23 +220,8 @@ LIGHTVLLM_AVX512 void avx512_rows(const RoundedRows& x, const Panel& panel, cons
       LIGHTVLLM_UNROLL for (int line = 0; line < LINES; line++) _mm_prefetch(from + line * 64, _MM_HINT_T1);
       from += step;
       const uint8_t* values = panel.values + quad / STEP * PANEL * QUAD;
-      if constexpr (KIND == BYTES) {
-        __m512i weight[VECTORS];
-        LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_loadu_si512(values + v * 64);
-        LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-          const __m512i input = _mm512_set1_epi32(quad_of(x, r, quad));
-          LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) add_dot(total[r][v], weight[v], input);
-        }
-      } else {
-        LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) {
-          __m512i first, second;
-          split<KIND>(values + v * 64, table, first, second);
-          LIGHTVLLM_UNROLL for (int r = 0; r < ROWS; r++) {
-            add_dot(total[r][v], first, _mm512_set1_epi32(quad_of(x, r, quad)));
-            add_dot(total[r][v], second, _mm512_set1_epi32(quad_of(x, r, quad + 1)));
-          }
-        }
-      }
+      add_quad<KIND, true>(values, table, x, quad, total);
+      if (KIND != BYTES) add_quad<KIND, false>(values, table, x, quad + 1, total);
     }
     LIGHTVLLM_UNROLL for (int v = 0; v < VECTORS; v++) {
       const __m512 scale = _mm512_loadu_ps(panel.scales + g * PANEL + v * LANES);
@@ -255,11 +251,10 @@ QuantizedKernel quantized_kernel(int64_t rows, int64_t bits, bool has_codebook) 
   const Kind kind = bits == 8 ? BYTES : has_codebook ? CODES : HALVES;
 #if defined(__x86_64__)
   if (has_avx512()) {
-    if (rows <= MAX_ROWS) return {kind == BYTES ? avx512_pass<BYTES> : kind == CODES ? avx512_pass<CODES> : avx512_pass<HALVES>};
-    // More passes than one over a panel: its halves are made bytes once.
     const auto widen = kind == BYTES ? nullptr : kind == CODES ? avx512_widen<CODES> : avx512_widen<HALVES>;
-    if (isa() >= Isa::AMX) return {amx_quantized_pass, widen, AMX_ROWS};
-    return {avx512_pass<BYTES>, widen};
+    if (isa() >= Isa::AMX && rows > MAX_ROWS) return {amx_quantized_pass, widen, AMX_ROWS};
+    if (rows > WIDENED_ROWS) return {avx512_pass<BYTES>, widen};
+    return {kind == BYTES ? avx512_pass<BYTES> : kind == CODES ? avx512_pass<CODES> : avx512_pass<HALVES>};
   }
   if (isa() >= Isa::AVX2) return {kind == BYTES ? avx2_pass<BYTES> : kind == CODES ? avx2_pass<CODES> : avx2_pass<HALVES>};
 #endif

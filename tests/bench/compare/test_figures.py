@@ -11,6 +11,7 @@ from lightvllm.bench.compare.limits import Limits, decode_bound, prefill_bound
 from lightvllm.bench.compare.loads import LOADS, Load, Timing, decode_rate, output_rate, prefill_rate
 from lightvllm.bench.compare.turns import Plan, Result
 from lightvllm.bench.random_checkpoint import Shape
+from lightvllm.cli.measurement import check_plot
 
 # 2 layers of 10 x (4 x 2 x (3 + 1) + 3 x 20) weights, and a head of 1000 x 10.
 SHAPE = Shape(vocab_size=1000, hidden_size=10, intermediate_size=20, layers=2, heads=3, kv_heads=1, head_dim=4)
@@ -129,9 +130,9 @@ def test_the_table_says_all_of_it() -> None:
 
 def test_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "compare.png"
-    plot.check_plot(path)
+    check_plot(path)
     plot.draw(_plan(), LIMITS, _results(), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     for wrong in (tmp_path / "a.txt", tmp_path / "none" / "a.png"):
         with pytest.raises(ValueError, match="--plot: "):
-            plot.check_plot(wrong)
+            check_plot(wrong)

@@ -135,6 +135,7 @@ time.sleep(60)
 
 def test_a_driven_contender_is_run_and_its_tokens_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightvllm.bench.compare.contenders.DRIVERS", FAKE.parent)
+    monkeypatch.setattr("lightvllm.bench.compare.contenders.SETTLE", 0.0)
     driven = Driven("fake", sys.executable, FAKE.name, {}, 1, tmp_path / "log", skips={"mixed": "cannot"})
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(driven, "_ask", _recording(driven._ask, sent))
