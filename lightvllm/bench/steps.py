@@ -118,7 +118,7 @@ def measure_steps(
         raise ValueError(f"max_model_len: {max_model_len} is too small for requests of up to {load.max_len} tokens")
     if any(step.has_kernels for step in steps) and not list((PACKAGE / "kernels").glob(LIBRARY)):
         names = " and ".join(step.name for step in STEPS if step.has_kernels)
-        raise ValueError(f"only: {names} cannot run, as the compiled CPU kernels were not built; name other steps")
+        raise ValueError(f"steps: {names} cannot run, as the compiled CPU kernels were not built; --only names others")
     prompts, output_lens = load.draw(vocab_size, 0)
     without_library = work / "without_library"
     _link_without_library(without_library)

@@ -259,8 +259,8 @@ def _in_blocks(
 
 
 def _stranded(trace: StepTrace, num_free: int, block_size: int) -> int:
-    """See `Moment.stranded`. Where a request was preempted no other is admitted, however much is free."""
-    if not trace.waiting or trace.preempted:
+    """See `Moment.stranded`."""
+    if not trace.waiting:
         return 0
     needed = -(-trace.waiting[0].num_tokens // block_size)
     return num_free * block_size if needed <= num_free else 0

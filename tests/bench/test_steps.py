@@ -120,7 +120,7 @@ def test_a_step_that_fails_says_why(model: Path, tmp_path: Path) -> None:
 def test_no_step_runs_where_one_cannot(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that were never built are found missing before the slow steps, not after."""
     monkeypatch.setattr("lightvllm.bench.steps.LIBRARY", "_none*.so")
-    with pytest.raises(ValueError, match="only: kernels and int8 cannot run"):
+    with pytest.raises(ValueError, match="steps: kernels and int8 cannot run"):
         measure_steps(STEPS, model, 300, LOAD, 128, 1, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -36,6 +36,17 @@ def test_what_is_free_but_scattered_by_hand() -> None:
     assert exact.seconds == 11 + 6
 
 
+def test_a_stretch_goes_to_the_first_place_that_is_large_enough() -> None:
+    # The first, 20 tokens, and the third, 30, leave before the second; then come 21, which does not fit the first
+    # hole, 20, which fills it, and 9, which fills the other.
+    load = requests((19, 20), (10, 40), (29, 30), (20, 21), (19, 20), (8, 9))
+    exact = paged(load, num_tokens=90, block_size=10, max_model_len=50, cost=SECOND).exact_stretches
+    assert [moment.num_running for moment in exact.moments[:3]] == [3, 3, 4]
+    assert [moment.reserved for moment in exact.moments[:3]] == [90, 90, 40 + 21 + 20 + 9]
+    starts = {stretch.request: stretch.start for stretch in exact.fullest}
+    assert starts == {1: 20, 3: 60, 4: 0, 5: 81}
+
+
 def test_what_is_reserved_but_empty_by_hand() -> None:
     result = paged(SCATTERED, num_tokens=100, block_size=10, max_model_len=61, cost=SECOND)
     # One stretch of 61 fits, so one request runs at a time: 38, 39, 40 of 61, then 10 to 20, 38 to 40, 55 to 60.
