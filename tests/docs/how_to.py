@@ -54,7 +54,12 @@ class Copy:
 
     def run(self, *words: str) -> str:
         """What `python WORDS` prints in the copy."""
-        environment = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
+        settings = {
+            "PYTHONPATH": str(self.root),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # they take longer to load than most of these tests take
+        }
+        environment = {**os.environ, **settings}
         command = [sys.executable, *words]
         result = subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=250, check=False
@@ -64,7 +69,7 @@ class Copy:
 
     def num_passed(self, *words: str) -> int:
         """How many tests `pytest WORDS` runs there; none may fail."""
-        printed = self.run("-m", "pytest", "-p", "no:cacheprovider", *words)
+        printed = self.run("-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_timeout", *words)
         summary = re.search(r"^(\d+) passed.* in [\d.]+s", printed, re.MULTILINE)
         assert summary, printed
         return int(summary[1])
