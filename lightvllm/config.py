@@ -3,12 +3,24 @@
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
+from lightvllm.attention.registry import BACKENDS
+from lightvllm.engine.policy import POLICIES
+from lightvllm.quantization.config import FORMATS
 from lightvllm.sampling_params import refuse_unknown_arguments
 
 # The text-to-SQL model that ships with the package, used where no model is named.
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
+
+if TYPE_CHECKING:
+    Backend: TypeAlias = str
+    Policy: TypeAlias = str
+    Quantization: TypeAlias = str
+else:  # What is registered is a choice at once, here and among the flags.
+    Backend = Literal["auto", *BACKENDS]
+    Policy = Literal[tuple(POLICIES)]
+    Quantization = Literal["int8", "w4", *FORMATS]
 
 
 def _option(default: Any, text: str) -> Any:
@@ -29,10 +41,12 @@ class EngineConfig:
         default=None, metadata={"help": "values that take the place of config.json's (JSON)"}
     )
     dtype: str = _option("auto", "auto (the checkpoint's), float32, bfloat16 or float16")
-    quantization: Literal["int8", "w4", "gptq", "awq", "compressed-tensors", "bitsandbytes"] | None = _option(
-        None,
-        "round the weights while loading: int8, or w4 (4 bits, the head 8); a quantized checkpoint needs no flag, its "
-        "format's name is taken and checked",
+    quantization: Quantization | None = field(
+        default=None,
+        metadata={
+            "help": "round the weights while loading: int8, or w4 (4 bits, the head 8); a quantized checkpoint needs "
+            "no flag, its format's name is taken and checked"
+        },
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")
@@ -51,11 +65,11 @@ class EngineConfig:
     )
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")
     enable_prefix_caching: bool = _option(True, "keep the KV cache of prompts for later ones that begin alike")
-    scheduling_policy: Literal["fcfs", "priority"] = _option("fcfs", "which request goes first")
+    scheduling_policy: Policy = field(default="fcfs", metadata={"help": "which request goes first"})
     max_logprobs: int = _option(20, "most log-probabilities a request may ask for per token; -1: no limit")
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
-    attention_backend: Literal["auto", "kernel", "sdpa", "reference"] = _option("auto", "attention implementation")
+    attention_backend: Backend = field(default="auto", metadata={"help": "attention implementation"})
     cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
         "auto",
         "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too, "

@@ -1,15 +1,13 @@
-"""Which paged backends there are, one line each, imported when one is chosen."""
+"""Which paged backends there are, one line each, imported when one is chosen. Imports no torch until then."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import torch
-
-from lightvllm import kernels
-from lightvllm.model_config import ModelConfig
-
 if TYPE_CHECKING:
+    import torch
+
     from lightvllm.attention.paged import PagedAttention
+    from lightvllm.model_config import ModelConfig
 
 BACKENDS = {
     "kernel": ("lightvllm.attention.kernel", "KernelAttention"),
@@ -20,7 +18,7 @@ MOST_HEADS_A_KEY = 72  # MOST_ROWS of kernels/cpu/attention_pieces.h
 
 
 def attention_backend(
-    name: str, device: torch.device, dtype: torch.dtype, model: ModelConfig
+    name: str, device: "torch.device", dtype: "torch.dtype", model: "ModelConfig"
 ) -> "type[PagedAttention]":
     """The backend of that name; "auto" is our kernel where it can run.
 
@@ -36,7 +34,9 @@ def attention_backend(
     return getattr(import_module(module), backend)
 
 
-def _why_not_kernel(device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str | None:
+def _why_not_kernel(device: "torch.device", dtype: "torch.dtype", model: "ModelConfig") -> str | None:
+    from lightvllm import kernels
+
     if device.type != "cpu" or not kernels.COMPILED:
         return f"as no compiled kernels are there for {device.type}"
     if dtype not in kernels.COMPILED_TYPES:

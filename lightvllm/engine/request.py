@@ -161,7 +161,7 @@ class Request:
         self.min_num_tokens = self.num_prompt_tokens + (0 if must_end else sampling_params.min_tokens)
         self.max_num_tokens = NEVER
 
-        self.order: tuple[int, float, int] = (priority, self.arrival_time, 0)
+        self.order: tuple[float, float, int] = (priority, self.arrival_time, 0)
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []
         self.cached_prefix: CachedBlock | None = None

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import count
 from operator import attrgetter
-from typing import Literal
 
 from lightvllm.engine.block_pool import BlockPool
+from lightvllm.engine.policy import POLICIES
 from lightvllm.engine.prefix_cache import PrefixCache
 from lightvllm.engine.request import NEVER, CoreOutput, FinishReason, Request, RequestStatus
 from lightvllm.engine.stats import EngineStats
@@ -37,7 +37,7 @@ class SchedulerConfig:
         max_model_len: the most tokens, prompt and output, of one request.
         max_num_seqs: the most requests running at a time.
         max_num_batched_tokens: the most tokens computed in one step.
-        policy: "fcfs" serves in the order of arrival, "priority" in that of priority, then arrival.
+        policy: a name in `lightvllm.engine.policy.POLICIES`: whose turn it is.
         long_prefill_token_threshold: the most tokens of one request computed in one step; 0 is no limit.
     """
 
@@ -47,7 +47,7 @@ class SchedulerConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 4096
     enable_prefix_caching: bool = True
-    policy: Literal["fcfs", "priority"] = "fcfs"
+    policy: str = "fcfs"
     long_prefill_token_threshold: int = 0
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class SchedulerConfig:
         for name, bound in at_least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {bound}")
-        if self.policy not in ("fcfs", "priority"):
-            raise ValueError(f"policy is {self.policy!r}, but must be 'fcfs' or 'priority'")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is {self.policy!r}, but must be {' or '.join(map(repr, POLICIES))}")
 
     def max_num_tokens(self, name: str, num_prompt_tokens: int, max_tokens: int | None) -> int:
         """The length, prompt and output, at which a request ends: at `max_tokens`, else where context or cache do.
@@ -143,7 +143,7 @@ class Scheduler:
                 f"leave at least one to generate: it ends with {max_num_tokens - request.num_prompt_tokens}"
             )
         request.max_num_tokens = max_num_tokens
-        priority = request.priority if self.config.policy == "priority" else 0
+        priority = POLICIES[self.config.policy](request)
         request.order = (priority, request.arrival_time, next(self._arrivals))
         self.requests[request.request_id] = request
         insort(self.waiting, request, key=_order)

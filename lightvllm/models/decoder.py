@@ -47,10 +47,10 @@ class DecoderLayer(Module):
 class Decoder(Module):
     """Embedding, layers and the last norm."""
 
-    def __init__(self, config: ModelConfig, options: list[AttentionOptions]) -> None:
+    def __init__(self, config: ModelConfig, options: list[AttentionOptions], layer_class: type[DecoderLayer]) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i, option) for i, option in enumerate(options))
+        self.layers = nn.ModuleList(layer_class(config, i, option) for i, option in enumerate(options))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config.rope, config.head_dim, config.max_position_embeddings)
 
@@ -64,7 +64,7 @@ class Decoder(Module):
 
 
 class CausalLM(Module):
-    """A decoder with a language-model head. Subclasses override `attention_options`.
+    """A decoder with a language-model head. Subclasses override `attention_options`, and `layer_class` if need be.
 
     Parameters carry Hugging Face's names, but for the fused ones that `fused_parameters` lists.
     """
@@ -74,13 +74,15 @@ class CausalLM(Module):
         "qkv_proj": ("q_proj", "k_proj", "v_proj"),
         "gate_up_proj": ("gate_proj", "up_proj"),
     }
+    layer_class: ClassVar[type[DecoderLayer]] = DecoderLayer
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.hidden_act != "silu":
             raise ValueError(f"config.json: hidden_act {config.hidden_act!r} is not supported, expected 'silu'")
         self.config = config
-        self.model = Decoder(config, [self.attention_options(config, i) for i in range(config.num_layers)])
+        options = [self.attention_options(config, i) for i in range(config.num_layers)]
+        self.model = Decoder(config, options, self.layer_class)
         self.lm_head = Linear(config.hidden_size, [config.vocab_size])
         self.tie_weights()
 

@@ -1,13 +1,15 @@
-"""Every paged backend against the reference, over random batches of decodes and chunks, windows and head counts."""
+"""Every backend of the registry against the reference: random batches of decodes and chunks, windows, head counts."""
+
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
 from lightvllm.attention.base import AttentionLayer
-from lightvllm.attention.kernel import KernelAttention, ReferenceAttention
-from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
-from lightvllm.attention.sdpa import SDPAAttention
+from lightvllm.attention.kernel import ReferenceAttention
+from lightvllm.attention.paged import LayerCache, PagedBatch
+from lightvllm.attention.registry import BACKENDS
 from lightvllm.kernels.reference import round_heads
 
 BLOCK_SIZE = 4
@@ -28,19 +30,21 @@ def random_batch(rng: np.random.Generator, num_requests: int) -> tuple[PagedBatc
     return PagedBatch(query_lens, seq_lens, block_table, np.concatenate(slots)), int(num_blocks.sum())
 
 
-@pytest.mark.parametrize("backend", [KernelAttention, SDPAAttention])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("sliding_window", [None, 1, 6])
 @pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
 def test_backend_equals_reference(
-    backend: type[PagedAttention],
+    backend: str,
     dtype: torch.dtype,
     num_heads: int,
     num_kv_heads: int,
     sliding_window: int | None,
     is_int8: bool,
 ) -> None:
+    module, name = BACKENDS[backend]
+    backend_class = getattr(import_module(module), name)
     rng = np.random.default_rng(num_heads * 10 + num_kv_heads)
     torch.manual_seed(0)
     layer = AttentionLayer(1, num_heads, num_kv_heads, 16, 0.3, sliding_window)
@@ -56,7 +60,7 @@ def test_backend_equals_reference(
         query = torch.randn(num_tokens, num_heads, 16).to(dtype)
         key, value = (torch.randn(num_tokens, num_kv_heads, 16).to(dtype) for _ in range(2))
         expected = ReferenceAttention(cache, batch).attend(layer, query, key, value)
-        actual = backend(copy, batch).attend(layer, query, key, value)
+        actual = backend_class(copy, batch).attend(layer, query, key, value)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
         for mine, theirs in zip(copy, cache, strict=True):

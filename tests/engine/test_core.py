@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lightvllm.engine import prefix_cache
 from lightvllm.engine.core import EngineCore
+from lightvllm.engine.policy import POLICIES
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import SchedulerConfig
 from lightvllm.engine.step import StepInput
@@ -356,7 +357,7 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
         max_num_seqs=draw(st.integers(1, 8)),
         max_num_batched_tokens=draw(st.sampled_from([1, 3, 8, 16, 64])),
         enable_prefix_caching=draw(st.sampled_from([True, True, True, False])),
-        policy=draw(st.sampled_from(["fcfs", "priority"])),
+        policy=draw(st.sampled_from(list(POLICIES))),
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3])),
     )
 

@@ -26,7 +26,7 @@ from lightvllm.quantization.calibrate.grid import Grid, restore, round_inputs
 from lightvllm.quantization.calibrate.migrate import folds, migrate
 from lightvllm.quantization.calibrate.observe import Inputs, observe, run_layer
 from lightvllm.quantization.calibrate.report import LayerError, Report
-from lightvllm.quantization.calibrate.schemes import GROUP_SIZES, Scheme, find_scheme
+from lightvllm.quantization.calibrate.schemes import GROUP_SIZES, SCHEMES, Scheme, find_scheme
 
 REPORT_FILE = "quantization_report.json"
 CPU = torch.device("cpu")
@@ -58,6 +58,7 @@ def quantize_checkpoint(
     config = _check(model, out, chosen, scheme, group_size, sequences)
     with torch.device("meta"):
         whole = model_class(config.architecture)(config)
+    _check_layers(whole, chosen, scheme)
     if chosen.is_grouped:
         _check_group_size(whole, group_size)
     weights = open_weights(whole, model)
@@ -97,6 +98,15 @@ def _check(
         if not 0 <= min(sequence) <= max(sequence) < config.vocab_size:
             raise ValueError(f"calibration: a token id is outside of the vocabulary, which has {config.vocab_size}")
     return config
+
+
+def _check_layers(model: CausalLM, chosen: Scheme, scheme: str) -> None:
+    if chosen.migrates and model.layer_class is not DecoderLayer:  # `folds` knows no others
+        others = [name for name, other in SCHEMES.items() if not other.migrates]
+        raise ValueError(
+            f"scheme: {scheme!r} moves scales into the norms before the products, and does not know the layers of "
+            f"{model.config.architecture}; expected one of {others}"
+        )
 
 
 def _check_group_size(model: CausalLM, group_size: int) -> None:

@@ -10,6 +10,7 @@ import transformers
 
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import LightvLLM
+from lightvllm.models.decoder import CausalLM, DecoderLayer
 from lightvllm.quantization.calibrate.report import report_text
 from lightvllm.quantization.calibrate.schemes import SCHEMES
 from lightvllm.quantization.calibrate.walk import REPORT_FILE, quantize_checkpoint
@@ -136,6 +137,15 @@ def test_what_comes_later_sees_what_was_rounded_before(tmp_path: Path) -> None:
 def test_mistakes(source: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quantize_checkpoint(source, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_in_which_nobody_knows_where_the_norms_are(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CausalLM, "layer_class", type("OtherLayer", (DecoderLayer,), {}))
+    with pytest.raises(ValueError, match=r"scheme: 'w8a8' .* expected one of \['int8-absmax', 'w4-rtn', 'w4-gptq'\]"):
+        quantize_checkpoint(source, tmp_path / "out", "w8a8", sequences=sequences())
     assert not list(tmp_path.iterdir())
 
 
