@@ -21,6 +21,7 @@ LANGUAGES = {
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^):#\s]+)(?P<line>#L\d+)?")
 # What the theme calls the line of the first block of code on a page.
 _LINE_ANCHOR = "#__codelineno-0-"
+_LINE_ID = re.compile(r'id="(__codelineno-0-\d+)"')
 _NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
@@ -42,6 +43,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn the page's links to where the site has their targets."""
     origin = _origin(page.file.src_uri)
     return markdown if origin is None else _turned(markdown, origin, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Tell mkdocs of the lines' anchors, which it does not see, so that it can say which links have none."""
+    if page.present_anchor_ids is not None:
+        page.present_anchor_ids |= set(_LINE_ID.findall(html))
+    return html
 
 
 def _targets(path: str) -> set[str]:

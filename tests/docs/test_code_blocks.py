@@ -9,9 +9,10 @@ from tests.docs.pages import ROOT, blocks_of, count_outputs, name_of, pages
 from tests.docs.run import PROGRAMS, SERVER, commands_of, first_word, is_run, needs_server, run_blocks
 
 BLOCKS = {page: blocks_of(page.read_text(encoding="utf-8")) for page in pages()}
-# Their commands run in a copy of the repository, in which the page was followed: tests/docs/test_how_to_*.py.
-FOLLOWED = ROOT / "docs" / "how-to"
-RUNNING = [page for page, blocks in BLOCKS.items() if page.parent != FOLLOWED and any(map(is_run, blocks))]
+# Folders whose pages have tests of their own: how-to pages are followed in a copy of the repository, where their
+# commands run; what translated pages say is parsed, and held against the pages that run here.
+HELD_BY = {"docs/how-to": "tests/docs/test_how_to_{}.py", "docs/ko": "tests/examples/test_korean_pages.py"}
+RUNNING = [page for page, blocks in BLOCKS.items() if name_of(page.parent) not in HELD_BY and any(map(is_run, blocks))]
 
 # Blocks with a comment `not run: ...` before them, for each page that has some: none comes in unnoticed.
 NOT_RUN = {
@@ -40,9 +41,10 @@ def test_there_is_something_to_run() -> None:
     assert len([name for name in running if name.startswith("docs/ideas/")]) >= 7
 
 
-def test_every_how_to_is_followed() -> None:
-    for page in FOLLOWED.glob("*.md"):
-        assert (ROOT / "tests" / "docs" / f"test_how_to_{page.stem}.py").is_file(), name_of(page)
+def test_other_pages_have_their_tests() -> None:
+    for page in BLOCKS:
+        if name_of(page.parent) in HELD_BY:
+            assert (ROOT / HELD_BY[name_of(page.parent)].format(page.stem)).is_file(), name_of(page)
 
 
 def test_the_blocks_that_are_not_run() -> None:
