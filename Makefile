@@ -43,9 +43,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The site of the documentation, in build/site/index.html. Strict: a link that leads nowhere is an error.
+# The site of the documentation, in build/site/index.html. Strict: a link that leads nowhere is an error. Not --quiet, which
+# hides the warnings from --strict, too.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # From nothing to the default model's folder, lightvllm/default_model. It wants an accelerator (ten minutes on an H200);
 # RECIPE=small makes a smaller one in runs/small/model, within an hour on one processor core. Goes on where it stopped.
