@@ -16,7 +16,7 @@ class Query(BaseModel):
 client = OpenAI(base_url=sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1", api_key="none")
 model = client.models.list().data[0].id
 messages = [
-    {"role": "system", "content": "books(id integer, title text, year integer)"},
+    {"role": "system", "content": "books: id int key, title text, year int"},
     {"role": "user", "content": "Which books appeared after 1990?"},
 ]
 
