@@ -61,7 +61,7 @@ def _targets(path: str) -> set[str]:
         return set()
     links = _LINK.finditer(place.read_text(encoding="utf-8"))
     found = {posixpath.normpath(posixpath.join(posixpath.dirname(path), link["target"])) for link in links}
-    return {target for target in found if (ROOT / target).exists()}
+    return {target for target in found if not target.startswith("..") and (ROOT / target).exists()}
 
 
 def _is_in_site(path: str) -> bool:

@@ -116,8 +116,8 @@ def _definitions(path: Path, name: str) -> Iterator[int]:
     *outer, last = name.split(".")
     body = ast.parse(source).body
     for part in outer:
-        [node] = [node for node in body if isinstance(node, ast.ClassDef) and node.name == part] or [ast.ClassDef(part)]
-        body = node.body
+        classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == part]
+        body = [child for node in classes for child in node.body]
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names = [node.name]

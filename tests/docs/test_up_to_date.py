@@ -27,6 +27,8 @@ def test_a_wrong_line_is_found() -> None:
     assert with_lines(HOP.format(line + 1)) == HOP.format(line)
     with pytest.raises(ValueError, match=r"Scheduler\.plan is defined 0 times"):
         with_lines(HOP.format(line).replace("Scheduler.schedule", "Scheduler.plan"))
+    with pytest.raises(ValueError, match=r"Planner\.schedule is defined 0 times"):
+        with_lines(HOP.format(line).replace("Scheduler.schedule", "Planner.schedule"))
 
 
 def test_a_line_in_cpp_is_found() -> None:
