@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve test chaos sanitize lint format model clean
+.PHONY: demo serve test chaos sanitize lint format docs model clean
 
 # Through the environment: a question may hold quotes and dollar signs.
 demo: export QUESTION = $(value ASK)
@@ -42,6 +42,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site of the documentation, in build/site/index.html. Strict: a link that leads nowhere is an error. Not --quiet, which
+# hides the warnings from --strict, too.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # From nothing to the default model's folder, lightvllm/default_model. It wants an accelerator (ten minutes on an H200);
 # RECIPE=small makes a smaller one in runs/small/model, within an hour on one processor core. Goes on where it stopped.

@@ -5,7 +5,7 @@ import sys
 from lightvllm import LLM, SamplingParams
 from lightvllm.config import DEFAULT_MODEL
 
-SCHEMA = "cities(id integer, name text, country text, population integer)"
+SCHEMA = "cities: id int key, name text, country text, population int"
 QUESTIONS = ["How many cities are there?", "Which cities are in Norway?", "What is the largest population?"]
 
 with LLM(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL, max_model_len=512) as llm:

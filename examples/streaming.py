@@ -8,7 +8,7 @@ from lightvllm.config import DEFAULT_MODEL
 with LLM(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL, max_model_len=512) as llm:
     prompt = llm.get_tokenizer().apply_chat_template(
         [
-            {"role": "system", "content": "cities(id integer, name text, country text, population integer)"},
+            {"role": "system", "content": "cities: id int key, name text, country text, population int"},
             {"role": "user", "content": "List the names of all cities in Norway"},
         ]
     )

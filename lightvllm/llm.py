@@ -32,7 +32,7 @@ class LLM:
         ValueError: a checkpoint or an option that does not work, in words.
         TypeError: an unknown option, with the nearest known name.
 
-    Example:
+    Examples:
         >>> with LLM("path/to/checkpoint") as llm:
         ...     outputs = llm.generate(["Hello"], SamplingParams(temperature=0, max_tokens=20))
         ...     print(outputs[0].outputs[0].text)

@@ -1,6 +1,7 @@
 """OpenAI's own SDK against a running server: python examples/server/openai_client.py [http://127.0.0.1:8000/v1]"""
 
 import sys
+from typing import Literal
 
 from openai import OpenAI
 from pydantic import BaseModel
@@ -9,14 +10,15 @@ from pydantic import BaseModel
 class Query(BaseModel):
     """What the answer is to look like."""
 
-    table: str
+    table: Literal["books", "authors"]
     needs_join: bool
 
 
 client = OpenAI(base_url=sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1", api_key="none")
 model = client.models.list().data[0].id
+schema = "books: id int key, title text, year int, author_id int -> authors.id\nauthors: id int key, name text"
 messages = [
-    {"role": "system", "content": "books(id integer, title text, year integer)"},
+    {"role": "system", "content": schema},
     {"role": "user", "content": "Which books appeared after 1990?"},
 ]
 

@@ -22,7 +22,7 @@ D = TypeVar("D")
 class AsyncClient:
     """`lightvllm.client.Client` for asyncio: the same methods, arguments and errors. May be used by several tasks.
 
-    Example:
+    Examples:
         >>> async with AsyncClient("http://127.0.0.1:8000") as client:
         ...     async with client.stream_chat("How many moons has Mars?") as stream:
         ...         async for delta in stream:

@@ -37,7 +37,7 @@ class Client:
         APIError: the server refused or failed, with its status and error object.
         APIConnectionError: there was no answer, or not all of it.
 
-    Example:
+    Examples:
         >>> with Client("http://127.0.0.1:8000") as client:
         ...     print(client.complete("Once upon a time", max_tokens=20, temperature=0).text)
     """

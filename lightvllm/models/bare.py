@@ -55,7 +55,7 @@ def _empty_model(config: ModelConfig) -> CausalLM:
 class LightvLLM(nn.Module):
     """A bare causal language model.
 
-    Example:
+    Examples:
         >>> model = LightvLLM.from_pretrained("path/to/checkpoint")
         >>> model(torch.tensor([[1, 2, 3]])).logits.shape
     """
