@@ -66,9 +66,8 @@ def decode_bound(limits: Limits, shape: Shape, dtype: str, load: Load) -> Bound:
     count = load.num_requests
     length = load.context_len + load.input_lens[0] + load.output_lens[0] / 2  # on average
     operations = 2 * (shape.layer_parameters + shape.head_parameters) + attention_operations(shape) * length
-    return _bound(
-        limits, dtype, count, count * operations, weight_bytes(shape, dtype) + count * length * cache_bytes(shape, dtype)
-    )
+    num_bytes = weight_bytes(shape, dtype) + count * length * cache_bytes(shape, dtype)
+    return _bound(limits, dtype, count, count * operations, num_bytes)
 
 
 def weight_bytes(shape: Shape, dtype: str) -> float:
