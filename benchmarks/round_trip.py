@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from lightvllm import LLM, SamplingParams
+from lightvllm.cli.eval import PAIRS, SEED, SPLIT
 from lightvllm.cli.quantize import calibration
 from lightvllm.config import DEFAULT_MODEL
 from lightvllm.quantization.calibrate.schemes import SCHEMES
@@ -81,11 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", help="Python with vLLM's CPU build")
     parser.add_argument("--transformers-python", help="Python with transformers and compressed-tensors")
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
-    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help="of lightvllm quantize (default: all)")
+    parser.add_argument("--questions", type=int, default=20, help="of databases unseen in training (default: 20)")
     args = parser.parse_args()
-    samples = [make_sample("unseen_domains", 20, index, 5) for index in range(-(-args.questions // 5))]
-    prompts = [ids[:first] for sample in samples for ids, first in tokenized(DEFAULT_MODEL, sample)]
+    if not (args.vllm_python or args.transformers_python):
+        parser.error("give --vllm-python, --transformers-python or both")
+    samples = [make_sample(SPLIT, SEED, index, PAIRS) for index in range(-(-args.questions // PAIRS))]
+    prompts = [ids[:first] for sample in samples for ids, first in tokenized(DEFAULT_MODEL, sample)][: args.questions]
     others = [("vLLM", args.vllm_python, VLLM), ("transformers", args.transformers_python, TRANSFORMERS)]
     for scheme in args.schemes.split(","):
         with tempfile.TemporaryDirectory() as work:

@@ -75,8 +75,8 @@ class Outcome:
         time_to_first_token: the same to its first token, the mean.
         output_tokens_per_s: of all requests together.
         peak_bytes: the most memory that the process held.
-        kv_usage: of the KV cache that running requests had reserved, the share that held a token of one: the mean over
-            the steps. Above 1 where requests share blocks; None without a cache.
+        kv_usage: of the KV cache that running requests had reserved, the share that held a token of one, over all
+            steps. Above 1 where requests share blocks; None without a cache.
         num_same: requests that got the same tokens as from the first step that was run.
     """
 

@@ -10,7 +10,7 @@ from lightvllm.cli.parser import Parser, add_verb
 
 DESCRIPTION = """Watch the engine's ideas at work. Requests arrive over simulated time; what becomes of them is decided
 by the engine's own scheduler, prefix cache and block pool. No model is loaded and nothing is measured: a step costs
-what --step-ms and its like say.
+what --step-ms and its like say. Only `kv` has no requests: it counts, from a model's config.
 
   lightvllm learn batching --requests 8 --rate 4
   lightvllm learn chunked --max-num-batched-tokens 8192,512 --plot stalls.png"""

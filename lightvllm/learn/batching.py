@@ -85,9 +85,11 @@ class Batching:
     def table(self) -> str:
         """Both timelines as text, a line for each of the first requests, and the figures below."""
         end = max(strategy.requests[i].end for strategy in self.strategies.values() for i in self._rows)
+        begin = self.load.requests[0].arrival
         parts = [f"{self.load}; {self.max_num_seqs} at a time"]
         for name, strategy in self.strategies.items():
-            lines = [f"{index:>3} {_text_row(strategy, index, TEXT_WIDTH / end)}" for index in self._rows[:TEXT_ROWS]]
+            scale = TEXT_WIDTH / (end - begin)
+            lines = [f"{index:>3} {_text_row(strategy, index, begin, scale)}" for index in self._rows[:TEXT_ROWS]]
             lines += [f"    and {len(self._rows) - TEXT_ROWS} more"] if len(self._rows) > TEXT_ROWS else []
             parts.append("\n".join([f"{name} batching", *lines]))
         parts.append("    " + "   ".join(f"{letter} {kind}" for kind, (letter, _) in LOOKS.items()))
@@ -196,11 +198,11 @@ def _strategy(served: Replay, freed: list[float], max_num_seqs: int) -> Strategy
     )
 
 
-def _text_row(strategy: Strategy, index: int, columns_per_second: float) -> str:
+def _text_row(strategy: Strategy, index: int, begin: float, columns_per_second: float) -> str:
     row = [" "] * TEXT_WIDTH
     for kind, start, end in sorted(strategy.spans(index), key=lambda span: list(LOOKS).index(span[0])):
-        first = int(start * columns_per_second)
-        last = max(first + 1, round(end * columns_per_second))
+        first = int((start - begin) * columns_per_second)
+        last = max(first + 1, round((end - begin) * columns_per_second))
         row[first:last] = LOOKS[kind][0] * (last - first)
     return "".join(row).rstrip()
 

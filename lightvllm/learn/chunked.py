@@ -133,6 +133,8 @@ def chunked(
     load, cost = load or Workload.random(**LOAD), cost or StepCost()
     if not max_num_batched_tokens:
         raise ValueError("max_num_batched_tokens is empty, but must have at least one budget")
+    if long_arrival < 0:
+        raise ValueError(f"long_arrival: {long_arrival} is out of range, expected at least 0")
     if long_input_len < 0:
         raise ValueError(f"long_input_len: {long_input_len} is out of range, expected at least 0")
     if not any(request.output_len > 1 for request in load.requests):

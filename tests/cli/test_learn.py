@@ -103,7 +103,7 @@ def test_flags_reach_the_simulators(capsys: pytest.CaptureFixture[str]) -> None:
         (["batching", "--input-len", "9-3"], "input_len: (9, 3) is out of range"),
         (["batching", "--max-num-seqs", "0"], "max_num_seqs is 0, but must be at least 1"),
         (["batching", "--file", "/no/such/file"], "--file: cannot read '/no/such/file'"),
-        (["batching", "--file", "x", "--rate", "3"], "--file: given together with rate"),
+        (["batching", "--file", "x", "--rate", "3"], "--file: given together with --rate"),
         (["batching", "--step-ms", "0"], "--step-ms 0: fixed: 0 is out of range"),
         (["batching", "--plot", "a.txt"], "--plot: 'a.txt' is no .png, .svg or .pdf file"),
         (["batching", "--plot", "/no/such/a.png"], "--plot: there is no folder"),

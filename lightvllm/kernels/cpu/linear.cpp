@@ -228,7 +228,7 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
     const Kernel kernel = kernel_for(from);
     const T* offsets = bias ? data<T>(*bias) : nullptr;
     const int64_t panel_size = groups * PANEL * GROUP<T>;
-    expect_next_of(packed.data_ptr(), panels * panel_size * sizeof(T));
+    expect_next_of(packed.data_ptr(), panels, panel_size * sizeof(T));
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float sums[LONGEST_PASS * PANEL];
       for (int64_t p = begin; p < end; p++) {

@@ -39,7 +39,7 @@ struct Prefetch {
   int64_t step, lines;
 };
 
-// One pass over a panel: sums[row, PANEL] for 1 to MAX_ROWS rows of `groups` groups each. See linear.cpp.
+// One pass over a panel: sums[row, PANEL] for 1 to MAX_ROWS rows (by AMX LONGEST_PASS) of `groups` groups each. See linear.cpp.
 typedef void (*Pass)(int64_t rows, Groups x, int64_t x_stride, Groups panel, int64_t groups, const Prefetch& ahead, float* sums);
 Pass pass_for(const float*);
 Pass pass_for(const bf16*);
@@ -91,7 +91,7 @@ inline Tensor empty_weight(const Tensor& like, const std::vector<int64_t>& sizes
 }
 
 #if defined(__x86_64__)
-// The same for whole panels in bfloat16 without a bias, which the processor rounds.
+// What store_sums does, for whole panels in bfloat16 without a bias: the processor rounds them.
 LIGHTVLLM_AVX512 inline void round_sums(const float* sums, int64_t rows, int64_t stride, bf16* out) {
   for (int64_t r = 0; r < rows; r++)
     LIGHTVLLM_UNROLL for (int64_t v = 0; v < VECTORS; v += 2) {

@@ -162,10 +162,11 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
     using T = std::remove_pointer_t<decltype(type)>;
     const RoundedInput rounded = round_input<T>(x, padded, groups, group_size);
     const T* offsets = bias ? data<T>(*bias) : nullptr;
-    expect_next_of(packed.data_ptr(), panels * panel_bytes);
+    expect_next_of(packed.data_ptr(), panels, panel_bytes);
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       alignas(64) float sums[LONGEST_PASS * PANEL];
-      const std::unique_ptr<uint8_t[]> wide(kernel.widen ? new uint8_t[padded * PANEL] : nullptr);
+      static thread_local std::vector<uint8_t> wide;  // kept: a share comes in many stretches
+      if (kernel.widen) wide.resize(padded * PANEL);
       for (int64_t p = begin; p < end; p++) {
         Panel panel = first;
         panel.values += p * panel_bytes;
@@ -173,8 +174,8 @@ Tensor quantized_linear(Tensor x, Tensor packed, Tensor scales, std::optional<Te
         if (zeros) panel.zeros += p * groups * PANEL;
         const uint8_t* read = panel.values;
         if (kernel.widen) {
-          kernel.widen(panel, wide.get());
-          panel.values = wide.get();
+          kernel.widen(panel, wide.data());
+          panel.values = wide.data();
         }
         for_row_blocks(rows, kernel.max_rows, read, panel_bytes, kernel.widen ? panel.quads : steps, [&](int64_t row, int64_t count, const Prefetch& ahead) {
           fetch_outputs(count, p, outputs, data<T>(y) + row * outputs);

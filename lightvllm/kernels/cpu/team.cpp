@@ -75,10 +75,11 @@ class Team {
     return true;
   }
 
-  // Of the weight that is read next, whatever the work is until then.
-  void expect(const void* weight, int64_t bytes) {
+  // The weight that is read next, whatever the work is until then.
+  void expect(const void* weight, int64_t panels, int64_t panel_bytes) {
     weight_.store(static_cast<const char*>(weight), std::memory_order_relaxed);
-    weight_bytes_.store(bytes, std::memory_order_relaxed);
+    panels_.store(panels, std::memory_order_relaxed);
+    panel_bytes_.store(panel_bytes, std::memory_order_relaxed);
   }
 
  private:
@@ -91,14 +92,16 @@ class Team {
   }
 
   void help(int64_t index) {
-    for (int done = 0, spins = 0;;) {
-      const int state = state_.load();
+    int spins = 0;
+    for (unsigned done = 0;;) {
+      const unsigned state = state_.load();
       if (state % 2 != 0 && state != done) {
         inside_.fetch_add(1);
-        if (state_.load() == state && index < threads_) work(index);
+        const int64_t threads = state_.load() == state ? threads_ : 0;
+        if (index < threads) work(index);
         inside_.fetch_sub(1);
         done = state, spins = 0;
-        fetch(index, state);
+        if (index < threads) fetch(index, threads, state);
       } else if (++spins < SPINS) {
         pause();
       } else {
@@ -109,26 +112,26 @@ class Team {
   }
 
   // Fetches the beginning of this thread's share of the weight that is expected, until there is work again.
-  void fetch(int64_t index, int state) {
-    const char* weight = weight_.load(std::memory_order_relaxed);
-    const int64_t bytes = weight_bytes_.load(std::memory_order_relaxed), threads = hands_.load(std::memory_order_relaxed) + 1;
-    const int64_t begin = bytes * index / threads, end = std::min(begin + FETCHED, bytes * (index + 1) / threads);
-    for (int64_t byte = begin; byte < end; byte += 64) {
-      if (byte % 1024 == 0 && state_.load(std::memory_order_relaxed) > state + 1) return;
-      __builtin_prefetch(weight + byte, 0, 2);
+  void fetch(int64_t index, int64_t threads, unsigned state) {
+    const int64_t panels = panels_.load(std::memory_order_relaxed), bytes = panel_bytes_.load(std::memory_order_relaxed);
+    const char* from = weight_.load(std::memory_order_relaxed) + panels * index / threads * bytes;
+    const int64_t count = std::min(FETCHED, (panels * (index + 1) / threads - panels * index / threads) * bytes);
+    for (int64_t byte = 0; byte < count; byte += 64) {
+      if (byte % 1024 == 0 && state_.load(std::memory_order_relaxed) - state > 1) return;
+      __builtin_prefetch(from + byte, 0, 2);
     }
   }
 
   std::mutex busy_;
-  std::atomic<int64_t> hands_ = 0;
-  std::atomic<int> state_ = 0, inside_ = 0;
+  int64_t hands_ = 0;
+  std::atomic<unsigned> state_ = 0, inside_ = 0;
   // Of the work at hand; written while state_ is even and nobody is inside.
   void (*call_)(const void*, int64_t, int64_t) = nullptr;
   const void* work_ = nullptr;
   int64_t grain_ = 1, threads_ = 0;
   std::unique_ptr<Share[]> shares_;
   std::atomic<const char*> weight_ = nullptr;
-  std::atomic<int64_t> weight_bytes_ = 0;
+  std::atomic<int64_t> panels_ = 0, panel_bytes_ = 0;
 };
 
 // Never taken down: its threads would have to be waited for at the process's end. A forked child, which has none of the
@@ -149,22 +152,23 @@ Team& team() {
 
 void share(int64_t begin, int64_t end, int64_t grain, void (*run)(const void*, int64_t, int64_t), const void* work) {
   if (begin >= end) return;
-  const int64_t pieces = (end - begin + grain - 1) / grain;
+  const int64_t pieces = std::max<int64_t>(1, (end - begin) / grain);
   const int64_t threads = is_at_work || pieces == 1 ? 1 : std::min<int64_t>(torch::stable::get_num_threads(), pieces);
   if (threads == 1 || !team().run(begin, end, grain, threads, run, work)) run(work, begin, end);
 }
 
-void expect_next_of(const void* weight, int64_t bytes) {
+void expect_next_of(const void* weight, int64_t panels, int64_t panel_bytes) {
   struct Weight {
     const void* data = nullptr;
-    int64_t bytes = 0;
+    int64_t panels = 0, panel_bytes = 0;
   };
+  // One entry for each weight there ever was: to fetch what is gone does no harm.
   static thread_local std::unordered_map<const void*, Weight> next;
   static thread_local const void* last = nullptr;
-  next[last] = {weight, bytes};
+  next[last] = {weight, panels, panel_bytes};
   last = weight;
   const Weight& expected = next[weight];
-  team().expect(expected.data, expected.bytes);
+  team().expect(expected.data, expected.panels, expected.panel_bytes);
 }
 
 }  // namespace lightvllm
