@@ -1,4 +1,4 @@
-"""Simulators that show the engine's ideas at work, driving the real scheduler, prefix cache and block pool; `kv` counts.
+"""Simulators of the engine's ideas that drive the real scheduler, prefix cache and block pool; `kv` counts.
 
 Each is a function that returns a result: its figures as fields, `table()` for the terminal and
 `plot()` for a picture. Time is simulated (`StepCost`), so nothing waits, and no model or torch is needed.
