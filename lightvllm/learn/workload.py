@@ -223,8 +223,8 @@ def from_args(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Workload
         return Workload.random(**{**defaults, **given})
     seed = given.pop("seed", 0)
     if given:
-        names = [f"--{'requests' if name == 'num_requests' else name.replace('_', '-')}" for name in given]
-        raise ValueError(f"--file: given together with {', '.join(names)}, expected one or the other")
+        flags = [f"--{'requests' if name == 'num_requests' else name.replace('_', '-')}" for name in given]
+        raise ValueError(f"--file: given together with {', '.join(flags)}, expected one or the other")
     try:
         return Workload.from_file(args.file, seed)
     except ValueError as error:
