@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightvllm.bench.compare.contenders import Driven, this_engine
+from lightvllm.bench.compare.limits import cache_bytes
 from lightvllm.bench.compare.loads import WARM_UP, Load, Timing, decode_rate, prefill_rate
 from lightvllm.bench.compare.process import ContenderError
 from lightvllm.bench.random_checkpoint import Shape, write_checkpoint
 
 LEAST_CONTEXT = 1024
+BLOCK_SIZE = 16  # tokens of a KV-cache block
 FEW, MANY = 1, 32  # requests with which threads are compared
 
 
@@ -64,10 +66,12 @@ def measure_scaling(
     """
     if not (work / "model" / "model.safetensors").is_file():
         write_checkpoint(work / "model", shape)
-    max_len = max(load.max_len for load in (*context_loads(max_context), *batch_loads(max_batch), WARM_UP))
+    loads = (*context_loads(max_context), *batch_loads(max_batch), WARM_UP)
+    max_len = max(load.max_len for load in loads)
+    most_tokens = max_len + max(load.num_requests * (load.max_len - load.context_len + BLOCK_SIZE) for load in loads)
     points: list[Point] = []
     for count in range(1, threads + 1):
-        engine = this_engine(dtype, work, count, max_len)
+        engine = this_engine(dtype, work, count, max_len, most_tokens * cache_bytes(shape, "bf16"))
         try:
             engine.start()
             engine.run(WARM_UP, shape.vocab_size, 0)

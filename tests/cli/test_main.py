@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def test_an_interrupt_ends_with_130(chat_model: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         assert b"KV cache" in process.stderr.readline()  # the model is there, and the program waits for a line
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)  # before its input ends, which would end it, too
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output.strip() == b""

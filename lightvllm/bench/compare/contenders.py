@@ -209,10 +209,13 @@ def gguf_path(work: Path, dtype: str) -> Path:
     return work / f"{GGUF_TYPES[dtype]}.gguf"
 
 
-def this_engine(dtype: str, work: Path, threads: int, max_model_len: int) -> Driven:
+def this_engine(
+    dtype: str, work: Path, threads: int, max_model_len: int, kv_cache_bytes: int = KV_CACHE_BYTES
+) -> Driven:
     """LightvLLM. With int8 and 4-bit weights the KV cache is of int8, as OpenVINO's is unless told otherwise."""
     options = _options(work, threads, max_model_len)
     options |= {"quantization": QUANTIZATION[dtype], "kv_cache_dtype": "auto" if dtype == "bf16" else "int8"}
+    options["kv_cache_bytes"] = kv_cache_bytes
     log = work / f"lightvllm-{dtype}.log"
     skips = {} if dtype == "bf16" else BF16_ONLY
     return Driven("lightvllm", sys.executable, "run_lightvllm.py", options, threads, log, skips)
