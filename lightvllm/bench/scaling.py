@@ -77,7 +77,8 @@ def measure_scaling(
             engine.run(WARM_UP, shape.vocab_size, 0)
             points += _with_threads(engine, count, shape, repeats, max_batch)
             if count == threads:
-                points += _batches(engine, batch_loads(max_batch), shape, repeats)
+                # Runs of their own: the prefix cache knows the prompts of those before.
+                points += _batches(engine, batch_loads(max_batch), shape, range(repeats, 2 * repeats))
                 points += _contexts(engine, context_loads(max_context), shape, repeats)
         except ContenderError as error:
             raise ValueError(str(error)) from None
@@ -88,16 +89,16 @@ def measure_scaling(
 
 def _with_threads(engine: Driven, threads: int, shape: Shape, repeats: int, max_batch: int) -> list[Point]:
     loads = [load for load in batch_loads(max_batch) if load.num_requests in (FEW, MANY)]
-    points = _batches(engine, loads, shape, repeats)
+    points = _batches(engine, loads, shape, range(repeats))
     return [
         replace(point, series=f"threads, {point.x} request{'s' if point.x > 1 else ''}", x=threads) for point in points
     ]
 
 
-def _batches(engine: Driven, loads: Sequence[Load], shape: Shape, repeats: int) -> list[Point]:
+def _batches(engine: Driven, loads: Sequence[Load], shape: Shape, runs: Sequence[int]) -> list[Point]:
     points = []
     for load in loads:
-        timing = _median([engine.run(load, shape.vocab_size, run) for run in range(repeats)])
+        timing = _median([engine.run(load, shape.vocab_size, run) for run in runs])
         points.append(_point("batch", load.num_requests, load, timing, prefill_rate(load, timing)))
     return points
 
