@@ -4,10 +4,7 @@ Each step is a process of its own. Those before the kernels run the package with
 machine where that was not built: linked file by file into a folder that has no library.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +15,7 @@ from tqdm import tqdm
 import lightvllm
 from lightvllm.bench.compare.loads import Load
 from lightvllm.bench.figures import percentile
+from lightvllm.bench.job import run_job
 
 DTYPE = "float32"  # in which the steps' tokens can be expected to be the same
 PACKAGE = Path(lightvllm.__file__).absolute().parent
@@ -157,17 +155,10 @@ def _link_without_library(folder: Path) -> None:
 
 def _run_process(step: Step, job: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
     """The fields of `steps_process.Result`, from a process that finds the package in `folder`."""
-    job_file, result_file = work.resolve() / "job.json", work.resolve() / "result.json"
-    job_file.write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-m", "lightvllm.bench.steps_process", str(job_file), str(result_file)]
-    done = subprocess.run(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{step.name}: {words[-1]}")
-    result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
-    return result
+    try:
+        return run_job("lightvllm.bench.steps_process", job, work, folder)
+    except ValueError as error:
+        raise ValueError(f"{step.name}: {error}") from None
 
 
 def _outcome(step: Step, result: dict[str, Any], expected: list[list[int]]) -> Outcome:

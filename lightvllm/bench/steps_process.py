@@ -3,8 +3,6 @@
 Both are JSON files, `Job` and `Result`.
 """
 
-import dataclasses
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 
 from lightvllm import kernels
 from lightvllm.bench.figures import peak_resident_bytes
+from lightvllm.bench.job import serve_job
 from lightvllm.engine.step import StepInput
 from lightvllm.learn.contiguous import ContiguousAttention, cached_tokens, naive_tokens
 from lightvllm.llm import LLM
@@ -194,17 +193,5 @@ def measure(job: Job) -> Result:
     return Result(runs, peak_resident_bytes())
 
 
-def main(job_file: str, result_file: str) -> int:
-    """Run what the job says; the exit code."""
-    job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
-    try:
-        result = measure(job)
-    except ValueError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
-    Path(result_file).write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(serve_job(Job, measure))

@@ -3,12 +3,9 @@
 Both are JSON files, `Job` and `Result`.
 """
 
-import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from lightvllm.attention.paged import PagedBatch
 from lightvllm.bench.internals import worker_of
+from lightvllm.bench.job import serve_job
 from lightvllm.bench.serving import compare
 from lightvllm.bench.workload import Workload
 from lightvllm.layers.linear import Linear
@@ -208,17 +206,5 @@ class _Comparison:
         return Divergence(self.num_tokens, error, top_1, kl, difference / spread, self.worst / spread)
 
 
-def main(job_file: str, result_file: str) -> int:
-    """Measure what the job says; the exit code."""
-    job = Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
-    try:
-        result = measure(job)
-    except ValueError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
-    Path(result_file).write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(serve_job(Job, measure))

@@ -1,8 +1,5 @@
 """All variants of a model, one after the other, each in a process of its own. Imports no torch."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lightvllm.bench.job import run_job
 from lightvllm.bench.quality.windows import Window
 from lightvllm.hub import resolve_model
 
@@ -80,11 +78,7 @@ def measure_all(
 
 def _measure(variant: Variant, job: dict[str, Any], work: Path) -> Outcome:
     disk_bytes = sum(file.stat().st_size for file in resolve_model(variant.options["model"]).glob("*.safetensors"))
-    job_file, result_file = work / "job.json", work / "result.json"
-    job_file.write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-m", "lightvllm.bench.quality.measure", str(job_file), str(result_file)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Outcome(variant, disk_bytes, None, words[-1])
-    return Outcome(variant, disk_bytes, json.loads(result_file.read_text(encoding="utf-8")))
+    try:
+        return Outcome(variant, disk_bytes, run_job("lightvllm.bench.quality.measure", job, work))
+    except ValueError as error:
+        return Outcome(variant, disk_bytes, None, str(error))

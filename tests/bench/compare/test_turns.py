@@ -130,6 +130,7 @@ def test_the_command_without_peers(
         return replace(plan_of(args, work), shape=TINY)
 
     monkeypatch.setattr(bench_compare, "plan_of", tiny)
+    monkeypatch.setattr("lightvllm.bench.compare.contenders.SETTLE", 0.0)
     path = tmp_path / "out.json"
     flags = ["--quick", "--threads", "1", "--only", "bf16", "--work", str(tmp_path), "--json", str(path)]
     assert main(["bench", "compare", *flags]) == 0
