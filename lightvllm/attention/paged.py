@@ -43,6 +43,51 @@ class PagedBatch:
     slot_mapping: np.ndarray
 
 
+@dataclass(frozen=True)
+class DeviceBatch:
+    """The same for kernels on a GPU: requests that compute one token (decodes) come first, then the others (chunks).
+
+    Its tensors may be a captured graph's own, which are filled anew for every step: kernels read lengths on the device,
+    and a launch may depend on nothing but the numbers and shapes here. A graph's batch is padded with decodes of one
+    token in a block that belongs to nobody.
+
+    Attributes:
+        num_decodes: the first so many requests, and tokens.
+        max_query_len: of the chunks; 0 where there are none.
+        max_seq_len: of all requests; in a graph the longest that it serves.
+        query_starts: [num_requests + 1] int32, where each request's tokens begin; the last is num_tokens.
+        seq_lens: [num_requests] int32, tokens in the cache after this step.
+        block_table: [num_requests, max_blocks] int32, see `PagedBatch`; rows may lie further apart than they are long.
+        slots: [num_tokens] int64, where each token's key and value go: block * block_size + offset.
+    """
+
+    num_decodes: int
+    max_query_len: int
+    max_seq_len: int
+    query_starts: Tensor
+    seq_lens: Tensor
+    block_table: Tensor
+    slots: Tensor
+
+
+class DeviceAttention(ABC):
+    """Attention of one step on a GPU, which needs nothing from the host. A backend implements `_attend`."""
+
+    def __init__(self, cache: list[LayerCache], batch: DeviceBatch) -> None:
+        self.cache = cache
+        self.batch = batch
+
+    def attend(self, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `lightvllm.attention.base.Attention.attend`."""
+        cache = self.cache[layer.index]
+        kernels.write_kv(key, value, cache.key, cache.value, self.batch.slots)
+        return self._attend(layer, cache, query).flatten(1)
+
+    @abstractmethod
+    def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
+        """[num_tokens, num_heads, head_dim] -> the same shape; keys and values are in the cache already."""
+
+
 class PagedAttention(ABC):
     """Attention of one step against the paged cache. A backend implements `_attend`.
 

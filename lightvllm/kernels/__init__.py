@@ -39,7 +39,7 @@ SCHEMAS = {
 }
 
 
-# Other types run the reference.
+# Other types run the reference on a CPU.
 COMPILED_TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -73,7 +73,7 @@ def _op(name: str) -> Callable:
     differentiable, op = getattr(reference, name), getattr(torch.ops.lightvllm, name).default
 
     def call(first: Tensor, *others: object) -> Any:
-        is_compiled = not torch.is_grad_enabled() and first.dtype in COMPILED_TYPES
+        is_compiled = not torch.is_grad_enabled() and (first.is_cuda or first.dtype in COMPILED_TYPES)
         return (op if is_compiled else differentiable)(first, *others)
 
     call.__doc__ = differentiable.__doc__

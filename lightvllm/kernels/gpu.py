@@ -1,0 +1,52 @@
+"""The ops' twins on an NVIDIA GPU: CUDA C++ where it was built, else Triton; what neither has runs the reference.
+
+The compiled library registers its ops as `torch.ops.lightvllm_cuda.*`, so that both twins can be called side by side;
+`enable` makes one of them what `torch.ops.lightvllm.*` runs for CUDA tensors.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+# Op -> module of `lightvllm.kernels.triton` and the function there, which has the op's own signature.
+TRITON_TWINS: dict[str, tuple[str, str]] = {}
+# Ops of the compiled library that have the signature of the op of the same name in `lightvllm.kernels.SCHEMAS`.
+CUDA_TWINS: tuple[str, ...] = ()
+
+
+@cache
+def load_compiled() -> bool:
+    """Whether the compiled CUDA kernels are there; loads them."""
+    built = sorted((Path(__file__).parent).glob("_cuda*.so"))
+    try:
+        for path in built:
+            torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        logger.warning("the compiled CUDA kernels do not load, Triton's run instead: %s", error)
+        return False
+    return bool(built)
+
+
+def triton_twin(name: str) -> Callable:
+    """The Triton twin of an op."""
+    module, function = TRITON_TWINS[name]
+    return getattr(import_module(f"lightvllm.kernels.triton.{module}"), function)
+
+
+@cache
+def enable() -> torch.library.Library:
+    """Make the fast twins what the ops run for CUDA tensors, from now on in this process."""
+    library = torch.library.Library("lightvllm", "IMPL")
+    compiled = CUDA_TWINS if load_compiled() else ()
+    for name in compiled:
+        library.impl(name, getattr(torch.ops.lightvllm_cuda, name).default, "CUDA")
+    for name in TRITON_TWINS:
+        if name not in compiled:
+            library.impl(name, triton_twin(name), "CUDA")
+    return library
