@@ -1,15 +1,35 @@
-"""The engine core: schedule a step, run it, take in its results; again."""
+"""The engine core: schedule a step, run it, take in its results; again.
+
+Where the executor can, the next step is scheduled and submitted while one runs, so that a GPU never waits for Python.
+"""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
 from lightvllm.engine.stats import EngineStats
-from lightvllm.engine.step import StepInput
-from lightvllm.executor.base import Executor
+from lightvllm.engine.step import StepInput, StepOutput
+from lightvllm.executor.base import Executor, PendingOutput
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A step under way: what waits for its results, or why it could not even be submitted."""
+
+    step: StepInput
+    pending: PendingOutput | None
+    error: Exception | None = None
+
+    def wait(self) -> StepOutput:
+        if self.error is not None:
+            raise self.error
+        assert self.pending is not None
+        return self.pending()
 
 
 class EngineCore:
@@ -24,6 +44,8 @@ class EngineCore:
         self.scheduler = Scheduler(config)
         # Called with each step before it runs, while its requests are as they were.
         self.on_scheduled: Callable[[StepInput], None] | None = None
+        self.runs_ahead = executor.runs_ahead
+        self._under_way: deque[_Submitted] = deque()  # at most two, the oldest first
 
     def add_request(self, request: Request) -> None:
         """Accept a request; its tokens come out of the next steps.
@@ -44,21 +66,64 @@ class EngineCore:
         the next steps run each of its requests alone until it has a token or fails.
         """
         try:
-            step = self.scheduler.schedule()
-            if not step.request_ids:
+            if not self._under_way and not self._submit():
                 assert not self.has_unfinished(), "requests are left, but none can be scheduled"
                 return []
-            if self.on_scheduled is not None:
-                self.on_scheduled(step)
-            try:
-                output = self.executor.execute(step)
-            except Exception as error:
-                logger.exception("a step of %d requests failed", len(step.request_ids))
-                return self.scheduler.fail(f"{type(error).__name__}: {error}")
-            return self.scheduler.update(output)
+            if self.runs_ahead and self._under_way[-1].error is None and self.scheduler.can_run_ahead():
+                self.scheduler.assume()
+                self._submit()
+            outputs = self._take()
+            if not self.has_unfinished():
+                self._discard()
+            return outputs
         except BaseException:  # the user's interrupt, or a bug of ours: no request is to blame
+            self._under_way.clear()
             self.scheduler.forget()
             raise
+
+    def _submit(self) -> bool:
+        """Start the next step, if there is anything to do."""
+        step = self.scheduler.schedule()
+        if not step.request_ids:
+            return False
+        if self.on_scheduled is not None:
+            self.on_scheduled(step)
+        try:
+            self._under_way.append(_Submitted(step, self.executor.submit(step)))
+        except Exception as error:
+            self._under_way.append(_Submitted(step, None, error))
+        return True
+
+    def _take(self) -> list[CoreOutput]:
+        """Wait for the oldest step under way and take its results in."""
+        submitted = self._under_way.popleft()
+        try:
+            output = submitted.wait()
+        except Exception as error:
+            logger.exception("a step of %d requests failed", len(submitted.step.request_ids))
+            self._drain()
+            return self.scheduler.fail(f"{type(error).__name__}: {error}")
+        outputs = self.scheduler.update(output)
+        if output.errors:  # the step behind may have read what the failed requests wrote
+            self._discard()
+        return outputs
+
+    def _discard(self) -> None:
+        """Wait for what is under way, and forget it."""
+        if self._under_way:
+            self._drain()
+            self.scheduler.forget()
+
+    def _drain(self) -> None:
+        while self._under_way:
+            try:
+                self._under_way.popleft().wait()
+            except Exception:
+                logger.exception("a step failed whose results nobody needs")
+
+    def under_way(self) -> list[str]:
+        """The requests of the steps under way."""
+        return list(dict.fromkeys(request_id for ahead in self._under_way for request_id in ahead.step.request_ids))
 
     def has_unfinished(self) -> bool:
         """Whether any request is running or waiting."""
@@ -78,4 +143,5 @@ class EngineCore:
 
     def shutdown(self) -> None:
         """Shut the executor down."""
+        self._drain()
         self.executor.shutdown()

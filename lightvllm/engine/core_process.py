@@ -130,6 +130,7 @@ class CoreServer:
             self.refused.append(CoreOutput(message.request_id, [], finish_reason="error", error=str(error)))
 
     def _watch(self, is_on: bool) -> None:
+        self.core.runs_ahead = self.core.executor.runs_ahead and not is_on  # a trace shows one step at a time
         if not is_on:
             self.tracer = None
             return
@@ -143,7 +144,8 @@ class CoreServer:
             left = request.num_prompt_tokens - request.num_computed_tokens
             if left > 0:
                 self.num_prompt_tokens += min(left, num_tokens)
-        self.notes.write(step.request_ids)
+        under_way = self.core.under_way()
+        self.notes.write([*under_way, *step.request_ids] if under_way else step.request_ids)
         if self.tracer is not None:
             self.tracer.before(step)
 

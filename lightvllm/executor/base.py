@@ -1,8 +1,12 @@
-"""How the engine reaches its workers: one call per step."""
+"""How the engine reaches its workers: one call to start a step, and one to wait for it."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from lightvllm.engine.step import StepInput, StepOutput
+
+# Waits for a step's results.
+PendingOutput: TypeAlias = Callable[[], StepOutput]
 
 
 class Executor(Protocol):
@@ -16,12 +20,20 @@ class Executor(Protocol):
         """For people: the "device", the "dtype", and how large the "kv_cache" is and why."""
         ...
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """Run one step, and return once its tokens are sampled.
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step may be submitted while the one before it is under way.
 
-        What goes wrong with one request belongs into `StepOutput.errors`. An exception makes the engine forget the
-        whole step: next it drops the step's requests again, whether or not the worker came to know them, so ids in
-        `dropped_request_ids` that a worker does not know mean nothing.
+        Then the last token of a request in it may be one that the step before samples, which the worker puts in itself.
+        """
+        ...
+
+    def submit(self, step: StepInput) -> PendingOutput:
+        """Start one step. What is returned waits for its results; it is called once, in the order of the steps.
+
+        What goes wrong with one request belongs into `StepOutput.errors`. An exception, from here or from what is
+        returned, makes the engine forget the whole step: next it drops the step's requests again, whether or not the
+        worker came to know them, so ids in `dropped_request_ids` that a worker does not know mean nothing.
         """
         ...
 

@@ -8,7 +8,8 @@ import torch
 
 from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
-from lightvllm.engine.step import StepInput, StepOutput
+from lightvllm.engine.step import StepInput
+from lightvllm.executor.base import PendingOutput
 from lightvllm.hub import resolve_model
 from lightvllm.kernels.isa import use_isa
 from lightvllm.model_config import ModelConfig
@@ -51,9 +52,15 @@ class Worker:
             if config.kv_cache_memory_bytes is not None:  # asked for, not a guess that a laptop may never need
                 make_resident([tensor for layer in cache for tensor in (layer.key, layer.value)])
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """See `ModelRunner.execute`."""
-        return self.runner.execute(step)
+    @property
+    def runs_ahead(self) -> bool:
+        """See `lightvllm.executor.base.Executor.runs_ahead`."""
+        return False
+
+    def submit(self, step: StepInput) -> PendingOutput:
+        """See `ModelRunner.submit`."""
+        output = self.runner.execute(step)
+        return lambda: output
 
 
 def _load_grammar_tokenizer(path: Path, config: EngineConfig, vocab_size: int) -> "LLTokenizer":
