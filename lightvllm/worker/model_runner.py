@@ -50,7 +50,7 @@ class ModelRunner:
     def execute(self, step: StepInput) -> StepOutput:
         """Compute the step's tokens and sample where a request's last known token is among them."""
         self._update_requests(step)
-        batch = self.requests.batch(step)
+        batch = self.requests.batch(step.request_ids, step.num_scheduled_tokens)
         hidden = self._forward(batch)
         output = StepOutput(token_ids=[[] for _ in step.request_ids])
         sampled = self._sample(step, batch, hidden, output) if batch.samples.any() else np.empty(0, dtype=np.int64)
