@@ -70,6 +70,8 @@ class EngineConfig:
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Backend = field(default="auto", metadata={"help": "attention implementation"})
+    enforce_eager: bool = _option(False, "on a GPU, launch every kernel of a decode instead of replaying CUDA graphs")
+    async_scheduling: bool = _option(True, "on a GPU, schedule the next step while one runs")
     cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
         "auto",
         "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too, "
@@ -77,7 +79,6 @@ class EngineConfig:
     )
     # What vLLM's users set explicitly and has one value here so far: that one is taken, any other is an error.
     tensor_parallel_size: Literal[1] = _option(1, "devices that share the model: one so far")
-    enforce_eager: Literal[True] = _option(True, "run without captured graphs: always so far")
     trust_remote_code: Literal[False] = _option(False, "run code from a checkpoint: never")
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from lightvllm.attention.paged import PagedAttention
+    from lightvllm.attention.paged import DeviceAttention, PagedAttention
     from lightvllm.model_config import ModelConfig
 
 BACKENDS = {
@@ -19,7 +19,7 @@ MOST_HEADS_A_KEY = 72  # MOST_ROWS of kernels/cpu/attention_pieces.h
 
 def attention_backend(
     name: str, device: "torch.device", dtype: "torch.dtype", model: "ModelConfig"
-) -> "type[PagedAttention]":
+) -> "type[PagedAttention] | type[DeviceAttention]":
     """The backend of that name; "auto" is our kernel where it can run.
 
     Raises:

@@ -76,6 +76,21 @@ def draw(
     return drawn
 
 
+def draw_on_device(
+    logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """The same with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64
+
+    There the number picks from what is left in the order of the vocabulary, not of the probabilities, so that the token
+    may be another; the distribution is the same.
+    """
+    if logits.is_cuda:
+        from lightvllm.kernels.triton import sampling
+
+        return sampling.draw(logits, u, temperature, top_k, top_p, min_p)
+    return draw(logits.float(), *(x.numpy() for x in (u, temperature, top_k, top_p, min_p)))
+
+
 def _draw_from(probs: Tensor, u: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray) -> Tensor:
     narrowed = (top_k < probs.shape[1]) | (top_p < 1)
     if narrowed.all():

@@ -109,12 +109,14 @@ def _activation_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dty
     return tokens + 4 * config.max_num_seqs * model.vocab_size * 4 + GIB // 2
 
 
-def allocate_kv_cache(plan: KVCachePlan, model: ModelConfig, device: torch.device) -> list[LayerCache]:
-    """The zeroed cache, one entry a layer.
+def allocate_kv_cache(
+    plan: KVCachePlan, model: ModelConfig, device: torch.device, num_spare_blocks: int = 0
+) -> list[LayerCache]:
+    """The zeroed cache, one entry a layer, with some blocks behind those of the plan.
 
     On a CPU the operating system hands out the pages as blocks are first used, so a large cache costs nothing at start.
     """
-    shape = (plan.num_blocks, plan.block_size, model.num_kv_heads, plan.head_size)
+    shape = (plan.num_blocks + num_spare_blocks, plan.block_size, model.num_kv_heads, plan.head_size)
 
     def zeros() -> torch.Tensor:
         if device.type == "cpu":

@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightvllm.attention.paged import DeviceAttention
 from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
 from lightvllm.engine.step import StepInput
 from lightvllm.executor.base import PendingOutput
 from lightvllm.hub import resolve_model
+from lightvllm.kernels import gpu
 from lightvllm.kernels.isa import use_isa
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_packed_model, torch_dtype
+from lightvllm.worker.device_runner import DeviceRunner
 from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
 from lightvllm.worker.memory import keep_freed_memory, make_resident
-from lightvllm.worker.model_runner import ModelRunner
+from lightvllm.worker.model_runner import HostRunner, ModelRunner
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -34,33 +37,35 @@ class Worker:
         self.device = resolve_device(config.device)
         use_isa(config.cpu_isa)
         self.dtype = torch_dtype(config.dtype, model_config)
+        if self.device.type == "cuda":
+            gpu.enable()
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
         model = load_packed_model(path, model_config, self.dtype, self.device, config.quantization)
         weight_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
-        cache = allocate_kv_cache(self.plan, model_config, self.device)
-        self.runner = ModelRunner(
-            model,
-            cache,
-            backend,
-            config.max_num_seqs,
-            self.plan.max_model_len,
-            Grammars(model_config.vocab_size, partial(_load_grammar_tokenizer, path, config, model_config.vocab_size)),
+        on_device = issubclass(backend, DeviceAttention)
+        cache = allocate_kv_cache(self.plan, model_config, self.device, num_spare_blocks=int(on_device))
+        grammars = Grammars(
+            model_config.vocab_size, partial(_load_grammar_tokenizer, path, config, model_config.vocab_size)
         )
+        limits = (config.max_num_seqs, self.plan.max_model_len, grammars)
+        self.runner: ModelRunner
+        if issubclass(backend, DeviceAttention):
+            self.runner = DeviceRunner(
+                model, cache, backend, *limits, config.max_num_batched_tokens, uses_graphs=not config.enforce_eager
+            )
+        else:
+            self.runner = HostRunner(model, cache, backend, *limits)
+        # See `lightvllm.executor.base.Executor.runs_ahead`.
+        self.runs_ahead = on_device and config.async_scheduling
         if self.device.type == "cpu":
             keep_freed_memory()
             if config.kv_cache_memory_bytes is not None:  # asked for, not a guess that a laptop may never need
                 make_resident([tensor for layer in cache for tensor in (layer.key, layer.value)])
 
-    @property
-    def runs_ahead(self) -> bool:
-        """See `lightvllm.executor.base.Executor.runs_ahead`."""
-        return False
-
     def submit(self, step: StepInput) -> PendingOutput:
         """See `ModelRunner.submit`."""
-        output = self.runner.execute(step)
-        return lambda: output
+        return self.runner.submit(step)
 
 
 def _load_grammar_tokenizer(path: Path, config: EngineConfig, vocab_size: int) -> "LLTokenizer":

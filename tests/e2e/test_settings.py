@@ -40,7 +40,7 @@ def test_a_backend_that_cannot_run_is_refused(checkpoint: Callable[[str], Checkp
         LLM(checkpoint("qwen3").path, **CPU, attention_backend="kernel", dtype="float16")
 
 
-@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"enforce_eager": False}, {"trust_remote_code": True}])
+@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"trust_remote_code": True}])
 def test_what_is_not_there_yet_is_refused_by_name(
     option: dict[str, object], checkpoint: Callable[[str], Checkpoint]
 ) -> None:
