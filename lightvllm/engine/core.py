@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
 from lightvllm.engine.stats import EngineStats
-from lightvllm.engine.step import StepInput, StepOutput
-from lightvllm.executor.base import Executor, PendingOutput
+from lightvllm.engine.step import PendingOutput, StepInput, StepOutput
+from lightvllm.executor.base import Executor
 
 logger = logging.getLogger(__name__)
 

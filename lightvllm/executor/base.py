@@ -1,12 +1,8 @@
 """How the engine reaches its workers: one call to start a step, and one to wait for it."""
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from lightvllm.engine.step import StepInput, StepOutput
-
-# Waits for a step's results.
-PendingOutput: TypeAlias = Callable[[], StepOutput]
+from lightvllm.engine.step import PendingOutput, StepInput
 
 
 class Executor(Protocol):

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from lightvllm.config import EngineConfig
-from lightvllm.engine.step import StepInput
-from lightvllm.executor.base import PendingOutput
+from lightvllm.engine.step import PendingOutput, StepInput
 from lightvllm.model_config import ModelConfig
 from lightvllm.worker.kv_cache import KVCachePlan
 from lightvllm.worker.memory import return_freed_memory

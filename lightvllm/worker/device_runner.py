@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lightvllm import kernels
 from lightvllm.attention.paged import DeviceAttention, LayerCache
-from lightvllm.engine.step import StepInput, StepOutput
-from lightvllm.executor.base import PendingOutput
+from lightvllm.engine.step import PendingOutput, StepInput, StepOutput
 from lightvllm.models.decoder import CausalLM
 from lightvllm.worker.cuda_graph import DecodeGraphs, Sampling
 from lightvllm.worker.device_inputs import DeviceInputs, InputSender

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
-from lightvllm.engine.step import StepInput, StepOutput, TokenLogprobs
-from lightvllm.executor.base import PendingOutput
+from lightvllm.engine.step import PendingOutput, StepInput, StepOutput, TokenLogprobs
 from lightvllm.models.decoder import CausalLM
 from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.logprobs import prompt_logprobs

@@ -9,8 +9,7 @@ import torch
 from lightvllm.attention.paged import DeviceAttention
 from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
-from lightvllm.engine.step import StepInput
-from lightvllm.executor.base import PendingOutput
+from lightvllm.engine.step import PendingOutput, StepInput
 from lightvllm.hub import resolve_model
 from lightvllm.kernels import gpu
 from lightvllm.kernels.isa import use_isa

@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import SchedulerConfig
-from lightvllm.engine.step import NewRequest, StepInput, StepOutput, TokenLogprobs
-from lightvllm.executor.base import PendingOutput
+from lightvllm.engine.step import NewRequest, PendingOutput, StepInput, StepOutput, TokenLogprobs
 from lightvllm.sampling_params import SamplingParams
 
 VOCAB_SIZE = 50

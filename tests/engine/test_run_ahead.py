@@ -4,8 +4,7 @@ import pytest
 
 from lightvllm.engine.core import EngineCore
 from lightvllm.engine.scheduler import SchedulerConfig
-from lightvllm.engine.step import StepInput, StepOutput
-from lightvllm.executor.base import PendingOutput
+from lightvllm.engine.step import PendingOutput, StepInput, StepOutput
 from tests.engine.fakes import Collector, FakeExecutor, make_request
 
 pytestmark = pytest.mark.usefixtures("stopped_clock")
