@@ -71,6 +71,9 @@ class EngineConfig:
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Backend = field(default="auto", metadata={"help": "attention implementation"})
     enforce_eager: bool = _option(False, "on a GPU, launch every kernel of a decode instead of replaying CUDA graphs")
+    batch_invariant: bool = _option(
+        False, "on a GPU, give a request the same bits in any company, at a price; on a CPU it is always so"
+    )
     async_scheduling: bool = _option(True, "on a GPU, schedule the next step while one runs")
     cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
         "auto",

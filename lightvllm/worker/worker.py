@@ -38,7 +38,14 @@ class Worker:
         self.dtype = torch_dtype(config.dtype, model_config)
         if self.device.type == "cuda":
             gpu.enable()
-        backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
+        backend = attention_backend(
+            config.attention_backend,
+            self.device,
+            self.dtype,
+            model_config,
+            is_int8=config.kv_cache_dtype == "int8",
+            batch_invariant=config.batch_invariant,
+        )
         model = load_packed_model(path, model_config, self.dtype, self.device, config.quantization)
         weight_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)

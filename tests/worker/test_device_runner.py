@@ -51,7 +51,7 @@ def make_device_llm(make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatc
 
     def make(path: object, **options: object) -> LLM:
         with monkeypatch.context() as patch:
-            patch.setattr(worker, "attention_backend", lambda *_: OnDevice)
+            patch.setattr(worker, "attention_backend", lambda *_, **__: OnDevice)
             llm = make_llm(path, **{**OPTIONS, **options})
         assert isinstance(worker_of(llm).runner, DeviceRunner)
         return llm
