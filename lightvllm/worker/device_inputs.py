@@ -124,8 +124,8 @@ class InputSender:
             *(padded(batch.seq_lens.astype(np.int32), 1), np.arange(size + 1, dtype=np.int32)),
             *(np.arange(size), padded(batch.rows, self.scratch_row), *sampling, table),
         ]
-        self.staging.send(arrays)
-        return self.staging.views([(array.dtype, array.shape) for array in arrays])[-1]
+        starts = self.staging.send(arrays)
+        return self.staging.view(starts[-1], table.dtype, table.shape)
 
     def decode_inputs(self, size: int) -> DeviceInputs:
         """Where the inputs of `size` decodes always are."""

@@ -5,6 +5,7 @@ that a captured graph finds it there. Steps of one stream follow each other, so 
 the host there are as many as steps can be under way.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,26 +29,31 @@ class Staging:
         self.places = [_Place(capacity, device) for _ in range(_PLACES)]
         self.turn = 0
 
-    def send(self, arrays: Sequence[np.ndarray]) -> None:
-        """Copy the arrays to the device, in order; `views` says where they are."""
+    def send(self, arrays: Sequence[np.ndarray]) -> list[int]:
+        """Copy the arrays to the device, in order; returns where each begins, see `view`."""
         self.turn = (self.turn + 1) % _PLACES
         place = self.places[self.turn]
         place.wait()
-        end = 0
+        starts, end = [], 0
         for array in arrays:
-            start = _aligned(end)
-            end = start + array.nbytes
-            place.array[start:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            starts.append(_aligned(end))
+            end = starts[-1] + array.nbytes
+            place.array[starts[-1] : end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.on_device[:end].copy_(place.tensor[:end], non_blocking=True)
         place.mark()
+        return starts
+
+    def view(self, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> Tensor:
+        """The tensor on the device that an array of this type and shape is sent to."""
+        size = math.prod(shape) * dtype.itemsize
+        return self.on_device[start : start + size].view(_TYPES[dtype]).view(shape)
 
     def views(self, like: Sequence[tuple[np.dtype, tuple[int, ...]]]) -> list[Tensor]:
-        """The tensors on the device that arrays of these types and shapes are sent to."""
+        """The tensors that arrays of these types and shapes are sent to, if nothing comes before them."""
         tensors, end = [], 0
         for dtype, shape in like:
-            start = _aligned(end)
-            end = start + int(np.prod(shape)) * dtype.itemsize
-            tensors.append(self.on_device[start:end].view(_TYPES[dtype]).view(shape))
+            tensors.append(self.view(_aligned(end), dtype, shape))
+            end = _aligned(end) + tensors[-1].nbytes
         return tensors
 
 
