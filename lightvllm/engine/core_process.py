@@ -43,7 +43,7 @@ from lightvllm.engine.notes import Notes
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.step import StepInput
 from lightvllm.engine.trace import StepTracer
-from lightvllm.errors import EngineAsleep
+from lightvllm.errors import EngineAsleep, EngineBusy
 from lightvllm.model_config import ModelConfig
 
 LENGTH = struct.Struct("<Q")
@@ -144,9 +144,11 @@ class CoreServer:
                 self.core.sleep(message.level)
             else:
                 self.core.wake_up(message.tags)
+        except (ValueError, EngineBusy) as refusal:
+            error = str(refusal)
         except Exception as failure:
-            logger.exception("the engine could not do what it was asked: %r", message)
-            error = str(failure) or repr(failure)
+            logger.exception("sleeping or waking up failed")
+            error = f"{type(failure).__name__}: {failure}"
         gc.collect()
         gc.freeze()
         return SleepState(self.core.is_sleeping, error)

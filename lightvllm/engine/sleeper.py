@@ -23,7 +23,8 @@ class Sleeper:
     def __init__(self, send: Callable[[Sleep | WakeUp], None], num_unfinished: Callable[[], int]) -> None:
         self._send = send
         self._num_unfinished = num_unfinished
-        self._asked: deque[asyncio.Future[SleepState]] = deque()  # in the order of the answers
+        # Who waits for each answer, in their order; None: nobody, it was put to sleep again.
+        self._asked: deque[asyncio.Future[SleepState] | None] = deque()
         self._level: int | None = None  # None: awake
         self._lock = asyncio.Lock()
 
@@ -85,22 +86,21 @@ class Sleeper:
         """What the core answers."""
         if not state.is_sleeping:
             self._level = None
-        if not self._asked:  # it was put to sleep again, and nobody waits
-            if state.error is not None:
-                logger.error("the engine cannot sleep again: %s", state.error)
-            return
         answer = self._asked.popleft()
-        if not answer.done():
+        if answer is not None and not answer.done():
             answer.set_result(state)
+        elif state.error is not None:
+            logger.error("the engine cannot sleep or wake up: %s", state.error)
 
     def take_ready(self) -> None:
         """There is a new core, which is awake."""
         if self._level is not None:
             self._send(Sleep(self._level))
+            self._asked.append(None)
 
     def give_up(self, reason: str) -> None:
         """No answer will come any more."""
         while self._asked:
             answer = self._asked.popleft()
-            if not answer.done():
+            if answer is not None and not answer.done():
                 answer.set_exception(EngineUnavailable(reason))

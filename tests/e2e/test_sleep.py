@@ -63,7 +63,9 @@ def test_outputs_are_the_same_afterwards(
         assert run(llm) == expected
 
 
-def test_level_1_gives_the_cache_up_and_the_gpus_memory(folder: Path, make_llm: Callable[..., LLM], device: str) -> None:
+def test_level_1_gives_the_cache_up_and_the_gpus_memory(
+    folder: Path, make_llm: Callable[..., LLM], device: str
+) -> None:
     before = num_bytes(device)
     llm = make_llm(folder, **OPTIONS)
     run(llm)
