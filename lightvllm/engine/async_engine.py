@@ -135,7 +135,7 @@ class AsyncEngine:
                 await asyncio.wait_for(self._is_idle.wait(), timeout)
             for entry in list(self._entries.values()):
                 self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
-            self._sleeper.give_up("the server stops")
+            self._sleeper.give_up("the server stops: nothing more is accepted")
             self._watchers.close()
         finally:
             await self._supervisor.stop()

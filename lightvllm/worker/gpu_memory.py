@@ -71,7 +71,7 @@ def measure_memory(
     def measure(tokens: int) -> int:
         run = partial(run_largest_step, tokens, num_seqs)
         return within_memory(
-            partial(measure_peak, device, run), partial(_step_does_not_fit, tokens, num_seqs, weights, device)
+            lambda: measure_peak(device, run), lambda: _step_does_not_fit(tokens, num_seqs, weights, device)
         )
 
     activations = measure(num_tokens)

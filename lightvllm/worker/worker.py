@@ -63,7 +63,7 @@ class Worker:
         Raises:
             MemoryError: the GPU has not the memory for this step, in words.
         """
-        return within_memory(partial(self.runner.execute, step), partial(_no_memory_for_step, step, self.device))
+        return within_memory(partial(self.runner.execute, step), lambda: _no_memory_for_step(step, self.device))
 
     def sleep(self, level: int) -> None:
         """Give up the KV cache, and the weights: at level 1 they go to the host's memory, at level 2 nowhere.
@@ -95,7 +95,7 @@ class Worker:
             if self._model is None:
                 self._model = self._load()
             if self._parked is not None:
-                within_memory(self._parked.restore, partial(_no_memory_to_wake_up, self.device))
+                within_memory(self._parked.restore, lambda: _no_memory_to_wake_up(self.device))
                 self._parked = None
         if "kv_cache" in tags and self._cache is None:
             self._cache = self._allocate()
@@ -108,7 +108,7 @@ class Worker:
         if self.device.type == "cpu":
             return load()
         check_weights_fit(self.path, config, self.dtype, self.device, quantization)
-        return within_memory(load, partial(_no_memory_to_load, self.device))
+        return within_memory(load, lambda: _no_memory_to_load(self.device))
 
     def _plan(self, model: CausalLM) -> KVCachePlan:
         config, memory = self.config, None
@@ -126,7 +126,7 @@ class Worker:
     def _allocate(self) -> list[LayerCache]:
         cache = within_memory(
             partial(allocate_kv_cache, self.plan, self.model_config, self.device),
-            partial(_no_memory_for_cache, self.plan, self.device),
+            lambda: _no_memory_for_cache(self.plan, self.device),
         )
         if self.device.type == "cpu":
             keep_freed_memory()
