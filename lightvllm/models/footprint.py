@@ -10,6 +10,7 @@ from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import empty_model
 from lightvllm.models.checkpoint import open_weights
 from lightvllm.models.decoder import CausalLM
+from lightvllm.models.quantized import Part
 from lightvllm.quantization.format import StoredTensor
 from lightvllm.quantization.product import GROUP_SIZE
 
@@ -31,8 +32,7 @@ def weight_bytes(path: Path, config: ModelConfig, dtype: torch.dtype, quantizati
     if "lm_head.weight" not in weights.sources and "lm_head" not in weights.quantized:
         total += _tied_head(model, quantization)
     parts = [part for layer in weights.quantized.values() for part in layer]
-    names = [name for part in parts for name in part.tensors() if name in weights.tensors]
-    return total + sum(_stored(weights.tensors[name]) for name in names)
+    return total + sum(_part(part, weights.tensors, dtype) for part in parts)
 
 
 def _tied_head(model: CausalLM, quantization: str | None) -> int:
@@ -46,6 +46,13 @@ def _rounded(shape: torch.Size, bits: int) -> int:
     outputs, inputs = shape
     num_groups = 1 if bits == 8 else -(-inputs // GROUP_SIZE)
     return outputs * (inputs * bits // 8 + num_groups * 4)
+
+
+def _part(part: Part, tensors: dict[str, StoredTensor], dtype: torch.dtype) -> int:
+    stored = [tensors[name] for name in part.tensors() if name in tensors]
+    if part.weight is None or any(tensor.get_dtype().startswith("F8") for tensor in stored):
+        return part.shape[0] * part.shape[1] * dtype.itemsize  # floats of 8 bits become plain weights
+    return sum(map(_stored, stored))
 
 
 def _stored(tensor: StoredTensor) -> int:

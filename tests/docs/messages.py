@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLANK = "\0"
-# What takes a message, besides what ends in "Error": `fail_all` and `give_up` fail requests with it, and `Health` is what
-# /health says.
+# What takes a message, besides what ends in "Error": `fail_all` and `give_up` fail those who wait with it, and `Health`
+# is what /health says.
 EXCEPTIONS = {"EngineOverloaded", "EngineUnavailable", "RequestFailed", "CoreDied", "HTTPException", "Unenforceable"}
 EXCEPTIONS |= {"EngineAsleep", "EngineBusy", "fail_all", "give_up", "Health"}
 OUR_BUGS = {"AssertionError", "NotImplementedError"}

@@ -24,6 +24,8 @@ from lightvllm.worker.gpu_memory import (
     within_memory,
 )
 from lightvllm.worker.kv_cache import plan_kv_cache
+from tests.quantization import writers as quantized
+from tests.quantization.cases import CASES
 
 GIB, MIB = 1 << 30, 1 << 20
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -60,6 +62,15 @@ class TestBytesOfWeights:
         if tied and quantization is None:  # the CPU's products need the head's weight in another order, too
             loaded -= 3000 * 256 * dtype.itemsize
         assert told == pytest.approx(loaded, rel=0.03)  # packed outputs are padded
+
+    @pytest.mark.parametrize("case", ["packed-8", "w8a8", "fp8-block", "nf4-a-plain-part", "packed-head"])
+    def test_of_a_quantized_checkpoint(self, case: str, tmp_path: Path) -> None:
+        """Nearly: some formats' scales take more room here than in the file."""
+        quantized.write_checkpoint(tmp_path, CASES[case])
+        path = tmp_path / "quantized"
+        config = ModelConfig.from_pretrained(path)
+        loaded = bytes_of_weights(load_packed_model(path, config, torch.float32, CPU, None))
+        assert 0.92 * loaded < weight_bytes(path, config, torch.float32, None) <= loaded
 
 
 class PretendedGPU:
