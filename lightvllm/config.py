@@ -66,6 +66,9 @@ class EngineConfig:
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")
     enable_prefix_caching: bool = _option(True, "keep the KV cache of prompts for later ones that begin alike")
     scheduling_policy: Policy = field(default="fcfs", metadata={"help": "which request goes first"})
+    enable_sleep_mode: bool = _option(
+        False, "let the engine give up its memory: LLM.sleep and wake_up, the server's /sleep and /wake_up"
+    )
     max_logprobs: int = _option(20, "most log-probabilities a request may ask for per token; -1: no limit")
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")

@@ -5,13 +5,15 @@ Where the executor can, the next step is scheduled and submitted while one runs,
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.sleep import PARTS, check_level, check_tags
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.step import PendingOutput, StepInput, StepOutput
+from lightvllm.errors import EngineAsleep, EngineBusy
 from lightvllm.executor.base import Executor
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class EngineCore:
     def __init__(self, executor: Executor, config: SchedulerConfig) -> None:
         self.executor = executor
         self.scheduler = Scheduler(config)
+        self._asleep: frozenset[str] = frozenset()  # of `PARTS`
         # Called with each step before it runs, while its requests are as they were.
         self.on_scheduled: Callable[[StepInput], None] | None = None
         self.runs_ahead = executor.runs_ahead
@@ -52,7 +55,10 @@ class EngineCore:
 
         Raises:
             ValueError: its id is in use, or it can never fit.
+            EngineAsleep: the engine sleeps.
         """
+        if self._asleep:
+            raise EngineAsleep("the engine sleeps: wake it up first")
         self.scheduler.add(request)
 
     def abort(self, request_ids: Iterable[str]) -> list[CoreOutput]:
@@ -128,6 +134,44 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         """Whether any request is running or waiting."""
         return bool(self.scheduler.requests)
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether anything is given up by `sleep`; requests are refused then."""
+        return bool(self._asleep)
+
+    def sleep(self, level: int = 1) -> None:
+        """Give up the KV cache, with all cached prefixes, and the device's memory for the weights.
+
+        Args:
+            level: 1 moves the weights to the host's memory (on a CPU they stay where they are), 2 drops them, to be
+                loaded again from the checkpoint.
+
+        Raises:
+            ValueError: there is no such level, or the host has not the memory. Nothing has changed then.
+            EngineBusy: requests wait or run.
+        """
+        check_level(level)
+        if self.has_unfinished():
+            raise EngineBusy("the engine cannot sleep while requests wait or run: let them finish, or abort them")
+        self._discard()
+        self.executor.sleep(level)
+        self.reset_prefix_cache()
+        self._asleep = frozenset(PARTS)
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Take back what `sleep` gave up. Who is awake stays so.
+
+        Args:
+            tags: only these parts, "weights" or "kv_cache"; it sleeps on until both are back.
+
+        Raises:
+            ValueError: there is no such part, or the memory has been taken by others; it may be tried again.
+        """
+        parts = check_tags(tags)
+        if self._asleep:
+            self.executor.wake_up(parts)
+            self._asleep -= parts
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes. Running requests are not disturbed."""

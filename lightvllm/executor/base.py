@@ -1,5 +1,6 @@
 """How the engine reaches its workers: one call to start a step, and one to wait for it."""
 
+from collections.abc import Collection
 from typing import Protocol
 
 from lightvllm.engine.step import PendingOutput, StepInput
@@ -30,6 +31,22 @@ class Executor(Protocol):
         What goes wrong with one request belongs into `StepOutput.errors`. An exception, from here or from what is
         returned, makes the engine forget the whole step: next it drops the step's requests again, whether or not the
         worker came to know them, so ids in `dropped_request_ids` that a worker does not know mean nothing.
+        """
+        ...
+
+    def sleep(self, level: int) -> None:
+        """Give up memory until `wake_up`: see `lightvllm.engine.core.EngineCore.sleep`. No request is running.
+
+        Raises:
+            ValueError: it cannot be done, in words. Nothing has changed then.
+        """
+        ...
+
+    def wake_up(self, tags: Collection[str]) -> None:
+        """Take back what is named of "weights" and "kv_cache", where it is not there already.
+
+        Raises:
+            ValueError: the memory has been taken by others, in words. It may be tried again.
         """
         ...
 

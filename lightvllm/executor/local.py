@@ -1,6 +1,7 @@
 """One worker in this process."""
 
 import gc
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -48,6 +49,14 @@ class LocalExecutor:
     def submit(self, step: StepInput) -> PendingOutput:
         """See `lightvllm.executor.base.Executor.submit`."""
         return self.worker.submit(step)
+
+    def sleep(self, level: int) -> None:
+        """See `lightvllm.executor.base.Executor.sleep`."""
+        self.worker.sleep(level)
+
+    def wake_up(self, tags: Collection[str]) -> None:
+        """See `lightvllm.executor.base.Executor.wake_up`."""
+        self.worker.wake_up(tags)
 
     def shutdown(self) -> None:
         """Free weights and cache."""

@@ -27,7 +27,7 @@ def load_model(path: Path, config: ModelConfig, dtype: torch.dtype, device: torc
     Raises:
         ValueError: an unknown architecture or weights that do not fit.
     """
-    model = _empty_model(config)
+    model = empty_model(config)
     load_weights(model, path, dtype, device)
     return model.eval()
 
@@ -41,13 +41,18 @@ def load_packed_model(
     Raises:
         ValueError: see `load_model`.
     """
-    model = _empty_model(config)
+    model = empty_model(config)
     load_weights(model, path, dtype, device, lambda layer: model.pack_layer(layer, quantization))
     model.pack(quantization)
     return model.eval()
 
 
-def _empty_model(config: ModelConfig) -> CausalLM:
+def empty_model(config: ModelConfig) -> CausalLM:
+    """The architecture without its weights, on the meta device.
+
+    Raises:
+        ValueError: an unknown architecture.
+    """
     with torch.device("meta"):
         return model_class(config.architecture)(config)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightvllm.attention.paged import LayerCache, PagedAttention, PagedBatch
-from lightvllm.engine.step import PendingOutput, StepInput, StepOutput, TokenLogprobs
+from lightvllm.engine.step import NewRequest, PendingOutput, StepInput, StepOutput, TokenLogprobs
 from lightvllm.models.decoder import CausalLM
+from lightvllm.sampling_params import SamplingParams
 from lightvllm.worker.grammars import Grammars
 from lightvllm.worker.logprobs import prompt_logprobs
 from lightvllm.worker.requests import RequestRows, StepBatch
@@ -82,6 +83,27 @@ class ModelRunner(ABC):
         """[num_requests, as many blocks as the longest has]"""
         num_blocks = -(-int(batch.seq_lens.max()) // self.requests.block_size)
         return self.requests.block_table[batch.rows, :num_blocks]
+
+    def profile_run(self, num_tokens: int, num_requests: int) -> None:
+        """Run the most expensive step there can be of so many tokens and requests, to see what memory it takes.
+
+        The first requests are pieces at the end of the longest context, the others have one token; all sample in the
+        dearest way. Their blocks are all block 0, and nothing of them is kept.
+        """
+        longest = self.requests.token_ids.shape[1] - 1
+        params = SamplingParams(top_k=100, top_p=0.9, min_p=0.01, presence_penalty=0.5, logprobs=1)
+        step = StepInput()
+        for i in range(num_requests):
+            num_new = min(num_tokens - (num_requests - 1 - i), longest)
+            length = longest if i == 0 or num_new > 1 else 1
+            blocks = [0] * -(-length // self.requests.block_size)
+            request = NewRequest(f"profile-{i}", [0] * length, length, length - num_new, blocks, params, seed=0)
+            step.request_ids.append(request.request_id)
+            step.num_scheduled_tokens.append(num_new)
+            step.new_requests.append(request)
+            num_tokens -= num_new
+        self.submit(step)()
+        self._update_requests(StepInput(dropped_request_ids=step.request_ids))
 
     def _update_requests(self, step: StepInput) -> None:
         for request_id in step.dropped_request_ids:

@@ -8,7 +8,7 @@ through the block table. A block shared wrongly, overwritten too early or never 
 import random
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import SchedulerConfig
@@ -104,6 +104,7 @@ class FakeExecutor:
         self.tokens_per_step = 1
         self.num_steps = 0
         self.is_shut_down = False
+        self.is_asleep: set[str] = set()
         self.forgives_unknown_drops = False  # where a step was cut short before it came here
         self.scheduled: list[list[str]] = []
         self.num_tokens: list[int] = []
@@ -119,6 +120,7 @@ class FakeExecutor:
         return lambda: output
 
     def execute(self, step: StepInput) -> StepOutput:
+        assert not self.is_asleep, "a step of a worker that sleeps"
         self.num_steps += 1
         self.scheduled.append(list(step.request_ids))
         self.num_tokens.append(sum(step.num_scheduled_tokens))
@@ -134,6 +136,13 @@ class FakeExecutor:
             return self._sample(step)
         except AssertionError as error:
             raise Violation(*error.args) from error
+
+    def sleep(self, level: int) -> None:
+        self.is_asleep = {"weights", "kv_cache"}
+        self._slots = [RUBBISH] * len(self._slots)
+
+    def wake_up(self, tags: Collection[str]) -> None:
+        self.is_asleep -= set(tags)
 
     def shutdown(self) -> None:
         self.is_shut_down = True
