@@ -250,14 +250,14 @@ class TestStepsWithoutMemory:
 
     def fail(self, llm: LLM, monkeypatch: pytest.MonkeyPatch, condition: Callable[[Any], bool]) -> None:
         runner = llm.engine.core.executor.worker.runner  # type: ignore[attr-defined]
-        execute = runner.execute
+        submit = runner.submit
 
         def failing(step: Any) -> Any:
             if condition(step):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1e99 GiB")
-            return execute(step)
+            return submit(step)
 
-        monkeypatch.setattr(runner, "execute", failing)
+        monkeypatch.setattr(runner, "submit", failing)
 
     def test_requests_are_tried_alone(
         self, folder: Callable[[bool], Path], make_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
@@ -293,8 +293,8 @@ def test_profiling_leaves_nothing_behind(folder: Callable[[bool], Path], make_ll
     runner = llm.engine.core.executor.worker.runner  # type: ignore[attr-defined]
     longest = runner.requests.token_ids.shape[1]
     steps = []
-    execute = runner.execute
-    runner.execute = lambda step: steps.append(step) or execute(step)
+    submit = runner.submit
+    runner.submit = lambda step: steps.append(step) or submit(step)
     for num_tokens, num_requests in ((2 * longest + 50, 9), (9, 9), (40, 1)):
         runner.profile_run(num_tokens, num_requests)
         assert sum(steps[-1].num_scheduled_tokens) == num_tokens
