@@ -16,3 +16,8 @@ cuda_only = pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device")
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda" if HAS_CUDA else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def isa() -> None:
+    """In the place of the CPU kernels' fixture, which runs each test once for each instruction set."""
