@@ -18,7 +18,9 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def slots_of(table, positions, is_there, BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr):
+def slots_of(
+    table, positions, is_there, BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr
+):
     """Where in the cache the request with the block table `table` has these positions' tokens."""
     blocks = tl.load(table + positions // BLOCK_SIZE, mask=is_there)
     return blocks.to(tl.int64) * BLOCK_STRIDE + positions % BLOCK_SIZE * SLOT_STRIDE
@@ -26,7 +28,7 @@ def slots_of(table, positions, is_there, BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE:
 
 @triton.jit
 def load_heads(cache, slots, is_there, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr):
-    """A head of the tokens at `slots`, [tokens, DIMS]: zeros past HEAD_DIM, and where nothing `is_there` (None: all is)."""
+    """A head of the tokens at `slots`, [tokens, DIMS]: zeros past HEAD_DIM and where not `is_there` (None: all are)."""
     dims = tl.arange(0, DIMS)
     pointers = cache + slots[:, None] + dims[None, :]
     if is_there is None and HEAD_DIM == DIMS:

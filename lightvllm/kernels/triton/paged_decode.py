@@ -48,7 +48,7 @@ def _attend_split(
     DIMS: tl.constexpr,
     IS_INT8: tl.constexpr,
 ):
-    """Of query [ROWS, DIMS] and the keys [first, last): the weighted values, the weights' sum, and the highest score."""
+    """Of query [ROWS, DIMS] and keys [first, last): the weighted values, the weights' sum, and the highest score."""
     ROWS: tl.constexpr = query.shape[0]
     values_sum = tl.zeros([ROWS, DIMS], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -126,11 +126,12 @@ def _paged_decode(
     place = (request.to(tl.int64) * tl.num_programs(0) + kv_head) * MOST_SPLITS
     peaks = split_sums + tl.num_programs(2).to(tl.int64) * tl.num_programs(0) * MOST_SPLITS * GROUP
 
+    own_scales = (kv_head * HEAD_STRIDE + HEAD_DIM) // 4
     for split in range(program, num_splits, tl.num_programs(1)):
         first = begin + split * split_len
         values_sum, total, peak = _attend_split(
             own_query, key_cache + kv_head * HEAD_STRIDE, value_cache + kv_head * HEAD_STRIDE,
-            key_scales + (kv_head * HEAD_STRIDE + HEAD_DIM) // 4, value_scales + (kv_head * HEAD_STRIDE + HEAD_DIM) // 4,
+            key_scales + own_scales, value_scales + own_scales,
             block_table + request.to(tl.int64) * table_stride, first, tl.minimum(first + split_len, seq_len), scale,
             TILE, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE, HEAD_DIM, DIMS, IS_INT8,
         )  # fmt: skip
@@ -192,6 +193,7 @@ def paged_decode(
     scale: float,
     sliding_window: int,
     arrivals: Tensor | None = None,
+    output: Tensor | None = None,
 ) -> Tensor:
     """Attention of each request's last token over its cached keys and values.
 
@@ -204,6 +206,7 @@ def paged_decode(
         sliding_window: a token sees itself and so many less one before it; 0 for all.
         arrivals: [num_decodes, num_kv_heads] int32, zeros, left as zeros: those who call for layer after layer save
             making them each time.
+        output: [num_decodes, num_heads, head_dim], contiguous, where the result goes; made anew where there is none.
 
     Returns:
         [num_decodes, num_heads, head_dim]
@@ -211,10 +214,11 @@ def paged_decode(
     num_decodes, num_heads, head_dim = query.shape
     num_kv_heads = key_cache.shape[2]
     group = num_heads // num_kv_heads
-    output = query.new_empty(query.shape)
+    if output is None:
+        output = query.new_empty(query.shape)
     if not num_decodes:
         return output
-    assert query.stride(1) == head_dim and query.stride(2) == 1
+    assert query.stride()[1:] == (head_dim, 1)
     assert block_table.stride(1) == 1
     constants = cache_constants(key_cache, value_cache, head_dim)
     longest = min(max_seq_len, sliding_window or max_seq_len)

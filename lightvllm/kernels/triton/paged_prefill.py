@@ -168,6 +168,7 @@ def paged_prefill(
     max_query_len: int,
     scale: float,
     sliding_window: int,
+    output: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each request's last tokens over its cached keys and values.
 
@@ -179,16 +180,18 @@ def paged_prefill(
         seq_lens: [num_requests] int32, tokens of each request in the cache.
         max_query_len: no request has more tokens in `query`; changes no result.
         sliding_window: a token sees itself and so many less one before it; 0 for all.
+        output: the shape of query, contiguous, where the requests' rows go; made anew where there is none.
 
     Returns:
         [num_tokens, num_heads, head_dim]
     """
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, num_requests = key_cache.shape[2], seq_lens.shape[0]
-    output = query.new_empty(query.shape)
+    if output is None:
+        output = query.new_empty(query.shape)
     if not max_query_len:
         return output
-    assert query.stride(1) == head_dim and query.stride(2) == 1
+    assert query.stride()[1:] == (head_dim, 1)
     assert block_table.stride(1) == 1
     constants = cache_constants(key_cache, value_cache, head_dim)
     config = prefill_config(query.dtype, head_dim, constants["IS_INT8"])

@@ -53,7 +53,14 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 )
 @pytest.mark.parametrize("window", [0, 1, 20, 400])
 def test_paged_decode(
-    dtype: torch.dtype, is_int8: bool, heads: int, kv_heads: int, head_dim: int, block_size: int, window: int, device: str
+    dtype: torch.dtype,
+    is_int8: bool,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    window: int,
+    device: str,
 ) -> None:
     types = (dtype, torch.int8 if is_int8 else dtype)
     case, _ = decode_case(types, head_dim, heads, kv_heads, block_size, LENGTHS, device)
@@ -81,11 +88,14 @@ def test_what_a_request_does_not_see_may_be_anything(is_int8: bool, window: int,
     """Slots behind the sequence, keys before the window, and blocks past the request's last."""
     types = (torch.float16, torch.int8 if is_int8 else torch.float16)
     case, _ = decode_case(types, 32, 4, 2, 16, LENGTHS, device)
-    query, key, value, table, seq_lens = case
+    _, key, value, table, _ = case
     clean = paged_decode(*case, 700, 0.2, window)
     for i, length in enumerate(LENGTHS):
         last = (length - 1) // 16
-        hidden = [(table[i, last], slice((length - 1) % 16 + 1, None)), *((b, slice(None)) for b in table[i, last + 1 :])]
+        hidden = [
+            (table[i, last], slice((length - 1) % 16 + 1, None)),
+            *((b, slice(None)) for b in table[i, last + 1 :]),
+        ]
         if window:
             hidden += [(b, slice(None)) for b in table[i, : max(0, length - window) // 16]]
         for block, slots in hidden:

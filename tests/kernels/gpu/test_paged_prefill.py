@@ -24,7 +24,13 @@ def _no_gradients():
 
 
 def prefill_case(
-    types: Types, head_dim: int, heads: int, kv_heads: int, block_size: int, device: str, batch: list[tuple[int, int]] = BATCH
+    types: Types,
+    head_dim: int,
+    heads: int,
+    kv_heads: int,
+    block_size: int,
+    device: str,
+    batch: list[tuple[int, int]] = BATCH,
 ) -> list[Tensor]:
     """Queries, caches, block table, starts and lengths as `paged_prefill` takes them."""
     *tensors, query_lens, seq_lens = paged_case(types, head_dim, heads, kv_heads, block_size, batch)
@@ -45,17 +51,33 @@ def tokens_alone(case: list[Tensor], scale: float, window: int) -> Tensor:
     lengths = torch.tensor([position + 1 for request in positions for position in request])
     tables = table.repeat_interleave(query_lens, dim=0)
     starts = torch.arange(len(query) + 1)
-    return paged_prefill(query, key, value, tables, starts.int().to(query.device), lengths.int().to(query.device), 1, scale, window)
+    return paged_prefill(
+        query, key, value, tables, starts.int().to(query.device), lengths.int().to(query.device), 1, scale, window
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "block_size", "window"),
-    [(4, 4, 16, 4, 0), (2, 1, 128, 16, 20), (6, 2, 80, 5, 0), (16, 1, 64, 256, 1), (20, 1, 32, 1, 100), (2, 2, 256, 16, 50)],
+    [
+        (4, 4, 16, 4, 0),
+        (2, 1, 128, 16, 20),
+        (6, 2, 80, 5, 0),
+        (16, 1, 64, 256, 1),
+        (20, 1, 32, 1, 100),
+        (2, 2, 256, 16, 50),
+    ],
 )
 def test_paged_prefill(
-    dtype: torch.dtype, is_int8: bool, heads: int, kv_heads: int, head_dim: int, block_size: int, window: int, device: str
+    dtype: torch.dtype,
+    is_int8: bool,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    window: int,
+    device: str,
 ) -> None:
     case = prefill_case((dtype, torch.int8 if is_int8 else dtype), head_dim, heads, kv_heads, block_size, device)
     assert_close(paged_prefill(*case, 40, 0.2, window), expected(case, 0.2, window))
@@ -76,7 +98,7 @@ def test_more_room_than_tokens_changes_nothing(device: str) -> None:
 
 def test_what_lies_behind_a_sequence_may_be_anything(device: str) -> None:
     case = prefill_case((torch.float16, torch.float16), 32, 4, 2, 16, device)
-    query, key, value, table, starts, seq_lens = case
+    _, key, value, table, _, seq_lens = case
     clean = paged_prefill(*case, 40, 0.2, 0)
     for i, seq_len in enumerate(seq_lens.tolist()):
         last = (seq_len - 1) // 16
