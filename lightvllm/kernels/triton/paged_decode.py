@@ -236,12 +236,12 @@ def paged_decode(
         query, key_cache, value_cache, head_scales(key_cache), head_scales(value_cache), block_table, seq_lens, output,
         split_values, split_sums, arrivals, scale * LOG2_E, block_table.stride(0), query.stride(0),
         WINDOW=sliding_window, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), MIN_SPLIT=MIN_SPLIT,
-        MOST_SPLITS=MOST_SPLITS, **constants, **decode_config(query.dtype, head_dim, constants["IS_INT8"]),
+        MOST_SPLITS=MOST_SPLITS, **constants, **decode_config(query.dtype, head_dim),
     )  # fmt: skip
     return output
 
 
-def decode_config(dtype: torch.dtype, head_dim: int, is_int8: bool) -> dict[str, int]:
+def decode_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     """Keys of a tile, and how a program runs."""
     if dtype == torch.float32:
         return {"TILE": 32, "num_warps": 4, "num_stages": 2}

@@ -194,7 +194,7 @@ def paged_prefill(
     assert query.stride()[1:] == (head_dim, 1)
     assert block_table.stride(1) == 1
     constants = cache_constants(key_cache, value_cache, head_dim)
-    config = prefill_config(query.dtype, head_dim, constants["IS_INT8"])
+    config = prefill_config(query.dtype, head_dim)
     group = num_heads // num_kv_heads
     config["ROWS"] = max(config["ROWS"], triton.next_power_of_2(group))
     num_parts = triton.cdiv(max_query_len, config["ROWS"] // group)
@@ -206,7 +206,7 @@ def paged_prefill(
     return output
 
 
-def prefill_config(dtype: torch.dtype, head_dim: int, is_int8: bool) -> dict[str, int]:
+def prefill_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     """Rows of a program and keys of a tile, and how a program runs."""
     if dtype == torch.float32:
         return {"ROWS": 32, "TILE": 32, "num_warps": 4, "num_stages": 1}
