@@ -193,6 +193,14 @@ def paged_prefill(
         return output
     assert query.stride()[1:] == (head_dim, 1)
     assert block_table.stride(1) == 1
+    if _is_for_hopper(query, key_cache):
+        from lightvllm.kernels.triton.hopper_prefill import hopper_prefill
+
+        hopper_prefill(
+            query, key_cache, value_cache, block_table, query_starts, seq_lens, max_query_len, scale, sliding_window,
+            output,
+        )  # fmt: skip
+        return output
     constants = cache_constants(key_cache, value_cache, head_dim)
     config = prefill_config(query.dtype, head_dim)
     group = num_heads // num_kv_heads
@@ -204,6 +212,22 @@ def paged_prefill(
         WINDOW=sliding_window, GROUP=group, **constants, **config,
     )  # fmt: skip
     return output
+
+
+def _is_for_hopper(query: Tensor, key_cache: Tensor) -> bool:
+    """Whether `hopper_prefill` knows these types and sizes, and this GPU has what it needs."""
+    block_size, num_kv_heads, head_dim = key_cache.shape[1:]
+    return (
+        query.is_cuda
+        and torch.cuda.get_device_capability(query.device)[0] == 9
+        and query.dtype == key_cache.dtype
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and head_dim in (64, 128)
+        and block_size >= 8
+        and block_size & (block_size - 1) == 0
+        and query.shape[1] // num_kv_heads <= 128
+        and key_cache.is_contiguous()
+    )
 
 
 def prefill_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:

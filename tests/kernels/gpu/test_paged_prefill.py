@@ -1,4 +1,7 @@
-"""Triton's paged prefill against the reference, and bitwise: each token as a decode of its own, and in any company."""
+"""Triton's paged prefill against the reference, and bitwise: each token as a decode of its own, and in any company.
+
+On a Hopper GPU head sizes of 64 and 128 in 16-bit types run another kernel than the rest.
+"""
 
 from itertools import accumulate
 
@@ -67,6 +70,8 @@ def tokens_alone(case: list[Tensor], scale: float, window: int) -> Tensor:
         (16, 1, 64, 256, 1),
         (20, 1, 32, 1, 100),
         (2, 2, 256, 16, 50),
+        (6, 2, 128, 8, 0),
+        (4, 1, 64, 32, 30),
     ],
 )
 def test_paged_prefill(
@@ -84,10 +89,10 @@ def test_paged_prefill(
 
 
 @pytest.mark.parametrize("types", [(torch.float16, torch.float16), (torch.float16, torch.int8)], ids=str)
-@pytest.mark.parametrize("window", [0, 30])
-def test_a_token_is_bitwise_the_same_as_a_decode(types: Types, window: int, device: str) -> None:
+@pytest.mark.parametrize(("head_dim", "window"), [(48, 0), (64, 0), (64, 30)])
+def test_a_token_is_bitwise_the_same_as_a_decode(types: Types, head_dim: int, window: int, device: str) -> None:
     """And as a chunk of any other size, therefore, and in any company."""
-    case = prefill_case(types, 48, 6, 2, 16, device)
+    case = prefill_case(types, head_dim, 6, 2, 16, device)
     assert torch.equal(tokens_alone(case, 0.2, window), paged_prefill(*case, 40, 0.2, window))
 
 
@@ -96,8 +101,9 @@ def test_more_room_than_tokens_changes_nothing(device: str) -> None:
     assert torch.equal(paged_prefill(*case, 300, 0.2, 0), paged_prefill(*case, 40, 0.2, 0))
 
 
-def test_what_lies_behind_a_sequence_may_be_anything(device: str) -> None:
-    case = prefill_case((torch.float16, torch.float16), 32, 4, 2, 16, device)
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_what_lies_behind_a_sequence_may_be_anything(head_dim: int, device: str) -> None:
+    case = prefill_case((torch.float16, torch.float16), head_dim, 4, 2, 16, device)
     _, key, value, table, _, seq_lens = case
     clean = paged_prefill(*case, 40, 0.2, 0)
     for i, seq_len in enumerate(seq_lens.tolist()):
@@ -124,7 +130,8 @@ def test_a_broken_head_of_an_int8_cache_breaks_those_who_see_it(broken: int, win
     assert torch.equal(actual[~sees], clean[~sees])
 
 
-def test_long_chunks(device: str) -> None:
-    """Several programs to a chunk, and tiles that need no mask."""
-    case = prefill_case((torch.float16, torch.float16), 64, 4, 1, 16, device, [(150, 200), (70, 70)])
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_long_chunks(head_dim: int, device: str) -> None:
+    """Several programs to a chunk, and tiles that need no mask, more than there is room for at a time."""
+    case = prefill_case((torch.float16, torch.float16), head_dim, 4, 1, 16, device, [(150, 700), (70, 70)])
     assert_close(paged_prefill(*case, 150, 0.2, 0), expected(case, 0.2, 0))
