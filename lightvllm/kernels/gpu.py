@@ -23,6 +23,9 @@ TRITON_TWINS: dict[str, tuple[str, str]] = {
     "silu_and_mul": ("activation", "silu_and_mul"),
     "write_kv": ("cache", "write_kv"),
     "most_likely": ("sampling", "most_likely"),
+    "pack_quantized": ("quantized_weights", "pack_quantized"),
+    "pack_groups": ("quantized_weights", "pack_groups"),
+    "quantized_linear": ("quantized_linear", "quantized_linear"),
 }
 # Ops of the compiled library that have the signature of the op of the same name in `lightvllm.kernels.SCHEMAS`.
 CUDA_TWINS: tuple[str, ...] = ()
