@@ -22,7 +22,7 @@ TRITON_TWINS: dict[str, tuple[str, str]] = {
     "rotary_qkv": ("rotary", "rotary_qkv"),
     "silu_and_mul": ("activation", "silu_and_mul"),
     "write_kv": ("cache", "write_kv"),
-    "most_likely": ("sampling", "most_likely"),
+    "most_likely": ("most_likely", "most_likely"),
     "pack_quantized": ("quantized_weights", "pack_quantized"),
     "pack_groups": ("quantized_weights", "pack_groups"),
     "quantized_linear": ("quantized_linear", "quantized_linear"),

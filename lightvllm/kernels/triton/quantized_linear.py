@@ -145,16 +145,18 @@ class Tiles(NamedTuple):
     parts: int
 
 
-# From so many rows on it is faster to write the weight out and to multiply with that.
+# From so many rows on it is faster to write the weight out and to multiply with that; in float32, for which there are no
+# matrix units, when the weight would be read more than once.
 _MANY_ROWS = 512
+_FEW_ROWS = 16
 _PROGRAMS = 256
 
 
-def choose_tiles(rows: int, outputs: int, packed_size: int) -> Tiles:
+def choose_tiles(rows: int, outputs: int, packed_size: int, dtype: torch.dtype) -> Tiles:
     """For so many rows and outputs, and a row of the packed weight of so many bytes."""
-    if rows <= 16:
+    if rows <= _FEW_ROWS:
         parts = max(1, min(_PROGRAMS * 16 // outputs, packed_size // 512))
-        return Tiles(16, 16, TILE, 1, 5, parts)
+        return Tiles(16, 16, TILE, 1, 5, parts) if dtype.itemsize == 2 else Tiles(16, 16, 32, 1, 3, parts)
     row_tile = min(triton.next_power_of_2(rows), 64)
     programs = triton.cdiv(rows, row_tile) * triton.cdiv(outputs, 64)
     return Tiles(64, row_tile, TILE, 4, 4, max(1, min(_PROGRAMS // programs, packed_size // 512)))
@@ -201,9 +203,9 @@ def quantized_linear(
     """
     x = x if x.stride(1) == 1 else x.contiguous()
     group_size = group_size if len(scales) > 1 else x.shape[1]
-    if len(x) >= _MANY_ROWS:
+    if len(x) >= (_MANY_ROWS if x.dtype.itemsize == 2 else _FEW_ROWS + 1):
         return F.linear(x, widened(packed, scales, zeros, codebook, bits, group_size, x.shape[1], x.dtype), bias)
-    tiles = choose_tiles(len(x), outputs, packed.shape[1])
+    tiles = choose_tiles(len(x), outputs, packed.shape[1], x.dtype)
     return multiplied(x, packed, scales, zeros, codebook, bias, bits, group_size, tiles)
 
 
