@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 # Op -> module of `lightvllm.kernels.triton` and the function there, which has the op's own signature.
 TRITON_TWINS: dict[str, tuple[str, str]] = {}
 # Ops of the compiled library that have the signature of the op of the same name in `lightvllm.kernels.SCHEMAS`.
-CUDA_TWINS: tuple[str, ...] = ()
+CUDA_TWINS: tuple[str, ...] = (
+    "embedding", "rms_norm", "add_rms_norm", "rotary", "rotary_qkv", "silu_and_mul", "write_kv",
+)  # fmt: skip
 
 
 @cache
