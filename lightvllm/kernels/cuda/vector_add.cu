@@ -1,4 +1,4 @@
-// Adds two vectors. The smallest op there is: docs/how-to/cuda-kernel.md walks through it, from schema to test.
+// Adds two vectors. The smallest op there is: docs/how-to/cuda.md walks through it, from schema to test.
 // Reference twin: torch.add; test: tests/kernels/gpu/test_cuda_ops.py.
 #include "numbers.h"
 
