@@ -34,7 +34,7 @@ class Worker:
         use_isa(config.cpu_isa)
         self.dtype = torch_dtype(config.dtype, model_config)
         backend = attention_backend(config.attention_backend, self.device, self.dtype, model_config)
-        model = load_packed_model(path, model_config, self.dtype, self.device, config.quantization)
+        model = load_packed_model(path, model_config, self.dtype, self.device, config.quantization, config.load_format)
         weight_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.plan: KVCachePlan = plan_kv_cache(config, model_config, self.dtype, self.device, weight_bytes)
         cache = allocate_kv_cache(self.plan, model_config, self.device)
