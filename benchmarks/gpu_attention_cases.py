@@ -52,8 +52,11 @@ def prefill_flops(new: int, before: int, heads: int) -> float:
 
 def decode_attention() -> Iterator[Case | Missing]:
     """One token of each request: keys and values read once."""
-    triton = find("lightvllm.kernels.triton.paged_decode", "paged_decode")
-    ways: dict[str, Callable | str] = {"triton": triton} | _compiled()
+    ways = {
+        "triton": find("lightvllm.kernels.triton.paged_decode", "paged_decode"),
+        "cuda v1": _first_version(),
+        "cuda v2": compiled("paged_attention_v2"),
+    }
     for way, call in ways.items():
         if isinstance(call, str):
             yield Missing("decode_attention", way, call)
@@ -69,14 +72,19 @@ def decode_attention() -> Iterator[Case | Missing]:
         yield Case("decode_attention", f"{requests} x {seq_len}, 32 heads", "torch flash", dense, make, num_bytes)
 
 
-def _compiled() -> dict[str, Callable | str]:
+def compiled(op: str) -> Callable | str:
+    """An op of the compiled library, or why it is not there."""
     if not gpu.load_compiled():
-        return {"cuda v1": "the compiled library is not there", "cuda v2": "the compiled library is not there"}
-    ops = {"cuda v1": "paged_attention_v1", "cuda v2": "paged_attention_v2"}
-    return {
-        way: getattr(torch.ops.lightvllm_cuda, op) if hasattr(torch.ops.lightvllm_cuda, op) else f"no op {op}"
-        for way, op in ops.items()
-    }
+        return "the compiled library is not there"
+    return getattr(torch.ops.lightvllm_cuda, op, f"the compiled library has no {op}")
+
+
+def _first_version() -> Callable | str:
+    """The compiled library's attention without splits, called as the others are for decodes."""
+    op = compiled("paged_attention_v1")
+    if isinstance(op, str):
+        return op
+    return lambda query, keys, values, table, lengths, _, *rest: op(query, keys, values, table, None, lengths, *rest)
 
 
 def _decode(way: str, call: Callable, requests: int, seq_len: int, heads: int = HEADS, is_int8: bool = False) -> Case:
@@ -96,17 +104,42 @@ def _decode(way: str, call: Callable, requests: int, seq_len: int, heads: int = 
     return Case("decode_attention", shape, way, call, make, num_bytes, 0, target, expected)
 
 
+def few_rows_attention() -> Iterator[Case | Missing]:
+    """Of a few requests' products: norms, rotation, write to the cache and attention in one."""
+    call = compiled("few_rows_attention")
+    if isinstance(call, str):
+        yield Missing("few_rows_attention", "cuda", call)
+        return
+    for requests in (1, 8):
+        for seq_len in (1024, 4096):
+            for heads in (SMALL_HEADS, HEADS):
+                make = partial(_few_rows_inputs, requests, seq_len, heads)
+                num_bytes = decode_bytes(requests, seq_len, heads)
+                shape, expected = f"{requests} x {seq_len}, {heads} heads", reference.few_rows_attention
+                yield Case("few_rows_attention", shape, "cuda", call, make, num_bytes, expected=expected)
+
+
+def _few_rows_inputs(requests: int, seq_len: int, heads: int) -> Inputs:
+    table = block_table(requests, seq_len)
+    lengths = torch.full((requests,), seq_len, dtype=torch.int32)
+    slots = table[:, -1].long() * BLOCK + (seq_len - 1) % BLOCK
+    angles = random(requests, 1, DIM, dtype=torch.float32)
+    weights = random(DIM), random(DIM)
+    qkv = random(requests, (heads + 2 * KV_HEADS) * DIM)
+    where = *kv_cache(False), slots, table, lengths
+    return qkv, *weights, 1e-6, angles.cos(), angles.sin(), *where, heads, KV_HEADS, SCALE, 0
+
+
 def prefill_attention() -> Iterator[Case | Missing]:
     """Causal attention of a whole prompt, and of a part of one behind what the cache has of it."""
-    ways = {"triton": find("lightvllm.kernels.triton.paged_prefill", "paged_prefill")}
-    for way, call in ways.items():
-        if isinstance(call, str):
-            yield Missing("prefill_attention", way, call)
-            continue
+    call = find("lightvllm.kernels.triton.paged_prefill", "paged_prefill")
+    if isinstance(call, str):
+        yield Missing("prefill_attention", "triton", call)
+    else:
         for new in (PREFILL, *PREFILLS):
-            yield _prefill(way, call, new)
-        yield _prefill(way, call, PREFILL, heads=SMALL_HEADS)
-        yield _prefill(way, call, 2048, before=6144)
+            yield _prefill("triton", call, new)
+        yield _prefill("triton", call, PREFILL, heads=SMALL_HEADS)
+        yield _prefill("triton", call, 2048, before=6144)
     for backend, name in ((SDPBackend.FLASH_ATTENTION, "torch flash"), (SDPBackend.CUDNN_ATTENTION, "torch cuDNN")):
         for new, heads in ((PREFILL, HEADS), (PREFILL, SMALL_HEADS), *((new, HEADS) for new in PREFILLS)):
             make = partial(_dense_inputs, 1, new, new, heads)

@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from gpu_attention_cases import decode_attention, prefill_attention
+from gpu_attention_cases import decode_attention, few_rows_attention, prefill_attention
 from gpu_rates import Case, Inputs, Missing, find, random
 from torch import Tensor
 
@@ -18,14 +18,14 @@ from lightvllm.kernels import gpu, reference
 SHAPES = {name: QWEN3[name] for name in ("0.6B", "8B")}
 TOKENS = (1, 64, 4096, 16384)
 TARGET, LEAST_TOKENS = 0.85, 4096  # of the copy rate, where there is enough to copy
-ROWS = (1, 16, 256, 4096)  # of products
+ROWS, FEW_ROWS = (1, 8, 16, 256, 4096), 8  # of products, and of those for few rows
 EPS = 1e-6
 SIZE = 2  # bytes of a bfloat16
 
 
 def twins(op: str) -> dict[str, Callable | str]:
     """Who computes an op on a GPU: the reference, Triton, CUDA C++; why not, where one does not."""
-    ways: dict[str, Callable | str] = {"reference": getattr(reference, op)}
+    ways: dict[str, Callable | str] = {"reference": getattr(reference, op, f"{op} has no reference")}
     if op in gpu.TRITON_TWINS:
         module, function = gpu.TRITON_TWINS[op]
         ways["triton"] = find(f"lightvllm.kernels.triton.{module}", function)
@@ -129,7 +129,7 @@ def most_likely() -> Iterator[Case | Missing]:
 
 
 def draw() -> Iterator[Case | Missing]:
-    """Logits read, in float32; temperature, top-k and top-p for all rows."""
+    """Logits read; temperature, top-k and top-p for all rows. No target: some are read again."""
     vocab = SHAPES["8B"].vocab_size
     fast = find("lightvllm.kernels.triton.sampling", "draw")
     slow = find("lightvllm.worker.draw", "draw")
@@ -141,13 +141,12 @@ def draw() -> Iterator[Case | Missing]:
             for top_k, top_p in ((vocab, 1.0), (50, 0.9)):
                 make = partial(_draw_inputs, rows, vocab, top_k, top_p, way == "reference")
                 shape = f"{rows} x {vocab}" + (f", top-k {top_k}, top-p {top_p}" if top_p < 1 else "")
-                target = TARGET if rows == 256 and way != "reference" else None
-                yield Case("draw", shape, way, call, make, 4 * rows * vocab, 0, target, None, way != "reference")
+                yield Case("draw", shape, way, call, make, SIZE * rows * vocab, in_graph=way != "reference")
 
 
 def _draw_inputs(rows: int, vocab: int, top_k: int, top_p: float, on_host: bool) -> Inputs:
     """As `lightvllm.worker.draw.draw` takes them; all on the GPU where the call does not wait for it."""
-    logits = random(rows, vocab, dtype=torch.float32, std=3.0)
+    logits = random(rows, vocab, std=3.0)
     numbers = (
         torch.rand(rows, dtype=torch.float64),
         torch.full((rows,), 0.6),
@@ -155,12 +154,12 @@ def _draw_inputs(rows: int, vocab: int, top_k: int, top_p: float, on_host: bool)
         torch.full((rows,), top_p, dtype=torch.float64),
         torch.zeros(rows),
     )
-    return logits, *(x.cpu().numpy() if on_host else x for x in numbers)
+    return logits.float() if on_host else logits, *(x.cpu().numpy() if on_host else x for x in numbers)
 
 
 def products() -> Iterator[Case | Missing]:
     """The layers' products: a weight read for few rows, operations for many."""
-    few_rows = find("lightvllm.kernels.gpu", "few_rows_linear")
+    few_rows = twins("few_rows_linear")["cuda"]
     invariant = find("lightvllm.kernels.triton.invariant", "linear")
     quantized = twins("quantized_linear")["triton"]
     missing = {"few rows": few_rows, "invariant": invariant, "int8": quantized, "w4": quantized}
@@ -174,9 +173,11 @@ def products() -> Iterator[Case | Missing]:
             case = partial(Case, "products", shape, flops=flops)
             both = partial(lambda x, weight: (x(), weight()), x, weight)
             plain = partial(case, make=both, bytes=activations + SIZE * inputs * outputs)
-            yield plain("F.linear", F.linear)
-            if not isinstance(few_rows, str) and rows <= 16:
-                yield plain("few rows", few_rows, expected=F.linear)
+            target = TARGET if rows == 1 and name.startswith("8B") else None
+            yield plain("F.linear", F.linear, target=target)
+            if not isinstance(few_rows, str) and rows <= FEW_ROWS:
+                alone = partial(_without_neighbours, few_rows)
+                yield plain("few rows", alone, target=target, expected=F.linear)
             if not isinstance(invariant, str):
                 yield plain("invariant", lambda x, w, call=invariant: call(x, w, None), expected=F.linear)
             if not isinstance(quantized, str):
@@ -188,6 +189,11 @@ def products() -> Iterator[Case | Missing]:
                         partial(_quantized_inputs, x, weight, bits, group),
                         bytes=activations + inputs * outputs * bits // 8 + scales,
                     )
+
+
+def _without_neighbours(few_rows: Callable, x: Tensor, weight: Tensor) -> Tensor:
+    """The product alone, without the norm before and the gate or sum behind that it can take in."""
+    return few_rows(x, weight, None, None, EPS, None, False)
 
 
 def _weights() -> Iterator[tuple[str, int, int]]:
@@ -217,6 +223,7 @@ KERNELS: dict[str, Callable[[], Iterator[Case | Missing]]] = {
     "most_likely": most_likely,
     "draw": draw,
     "decode_attention": decode_attention,
+    "few_rows_attention": few_rows_attention,
     "prefill_attention": prefill_attention,
     "products": products,
 }
