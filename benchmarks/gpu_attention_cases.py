@@ -19,6 +19,8 @@ HEADS, SMALL_HEADS, KV_HEADS, DIM, BLOCK = 32, 16, 8, 128, 16
 SCALE = DIM**-0.5
 NUM_BLOCKS = 64 * 32_768 // BLOCK
 DECODES = [(1, 4096), (4, 4096), (16, 4096), (256, 4096), (64, 512), (64, 2048), (64, 8192), (64, 32_768)]
+DENSE_DECODES = [(64, 4096), (1, 4096), (256, 4096)]
+FEW_DECODES = [(1, 1024), (1, 4096), (8, 1024), (8, 4096)]
 PREFILLS = (1024, 2048, 4096, 16_384, 32_768)
 DECODE, PREFILL = (64, 4096), 8192  # with a target
 DECODE_TARGET, PREFILL_TARGET = 0.85, 0.60  # of the copy rate, and of the rate of bfloat16 products
@@ -40,8 +42,9 @@ def block_table(requests: int, seq_len: int) -> Tensor:
     return torch.randperm(NUM_BLOCKS)[: requests * blocks].view(requests, blocks).int()
 
 
-def decode_bytes(requests: int, seq_len: int, heads: int, head_bytes: int = SIZE * DIM) -> float:
+def decode_bytes(requests: int, seq_len: int, heads: int, is_int8: bool = False) -> int:
     """Keys and values read, queries read, outputs written."""
+    head_bytes = DIM + reference.SCALE_BYTES if is_int8 else SIZE * DIM
     return 2 * requests * seq_len * KV_HEADS * head_bytes + 2 * requests * heads * DIM * SIZE
 
 
@@ -65,11 +68,12 @@ def decode_attention() -> Iterator[Case | Missing]:
             yield _decode(way, call, requests, seq_len)
         yield _decode(way, call, *DECODE, heads=SMALL_HEADS)
         yield _decode(way, call, *DECODE, is_int8=True)
-    for requests, seq_len in (DECODE, (1, 4096), (256, 4096)):
+    for requests, seq_len in DENSE_DECODES:
         make = partial(_dense_inputs, requests, 1, seq_len, HEADS)
         dense = partial(_dense, SDPBackend.FLASH_ATTENTION, False)
         num_bytes = decode_bytes(requests, seq_len, HEADS)
-        yield Case("decode_attention", f"{requests} x {seq_len}, 32 heads", "torch flash", dense, make, num_bytes)
+        shape = f"{requests} x {seq_len}, {HEADS} heads"
+        yield Case("decode_attention", shape, "torch flash", dense, make, num_bytes)
 
 
 def compiled(op: str) -> Callable | str:
@@ -98,7 +102,7 @@ def _decode(way: str, call: Callable, requests: int, seq_len: int, heads: int = 
         return reference.paged_attention(query, keys, values, table, ones, lengths.cpu().long(), SCALE, 0)
 
     shape = f"{requests} x {seq_len}, {heads} heads" + (", int8" if is_int8 else "")
-    num_bytes = decode_bytes(requests, seq_len, heads, DIM + 4 if is_int8 else SIZE * DIM)
+    num_bytes = decode_bytes(requests, seq_len, heads, is_int8)
     is_aim = (requests, seq_len) == DECODE and heads == HEADS and not is_int8 and way != "cuda v1"
     target = DECODE_TARGET if is_aim else None
     return Case("decode_attention", shape, way, call, make, num_bytes, 0, target, expected)
@@ -110,13 +114,12 @@ def few_rows_attention() -> Iterator[Case | Missing]:
     if isinstance(call, str):
         yield Missing("few_rows_attention", "cuda", call)
         return
-    for requests in (1, 8):
-        for seq_len in (1024, 4096):
-            for heads in (SMALL_HEADS, HEADS):
-                make = partial(_few_rows_inputs, requests, seq_len, heads)
-                num_bytes = decode_bytes(requests, seq_len, heads)
-                shape, expected = f"{requests} x {seq_len}, {heads} heads", reference.few_rows_attention
-                yield Case("few_rows_attention", shape, "cuda", call, make, num_bytes, expected=expected)
+    for requests, seq_len in FEW_DECODES:
+        for heads in (SMALL_HEADS, HEADS):
+            make = partial(_few_rows_inputs, requests, seq_len, heads)
+            num_bytes = decode_bytes(requests, seq_len, heads)
+            shape, expected = f"{requests} x {seq_len}, {heads} heads", reference.few_rows_attention
+            yield Case("few_rows_attention", shape, "cuda", call, make, num_bytes, expected=expected)
 
 
 def _few_rows_inputs(requests: int, seq_len: int, heads: int) -> Inputs:

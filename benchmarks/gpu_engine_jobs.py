@@ -24,6 +24,7 @@ WARM_UP_STEPS, STEPS = 4, 48
 PREFILLS = 3
 WARM_UP_TOKENS = 8
 TIMELINE_STEPS = 24
+PATIENCE = 100  # steps without a first token, after which those that wait for it have no room
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,22 @@ class Driver:
         try:
             for request_id, prompt in zip(ids, self.prompts(count, context), strict=True):
                 engine.add_request(request_id, prompt, params)
-            while any(state.metrics.first_token_time is None for state in engine.states.values()):
-                engine.step()
+            self._wait_for_first_tokens(count, context)
             for _ in range(WARM_UP_STEPS):
                 engine.step()
-            running = self.llm.get_metrics().num_running
-            if running != count:
-                raise ValueError(f"only {running} of {count} requests of {context} tokens run at a time")
             yield engine.step  # type: ignore[misc]
         finally:
             engine.abort_request(ids)
+
+    def _wait_for_first_tokens(self, count: int, context: int) -> None:
+        waiting, patience = count, PATIENCE
+        while waiting:
+            self.llm.engine.step()
+            states = self.llm.engine.states.values()
+            now = sum(state.metrics.first_token_time is None for state in states)
+            waiting, patience = now, PATIENCE if now < waiting else patience - 1
+            if not patience:
+                raise ValueError(f"only {count - waiting} of {count} requests of {context} tokens run at a time")
 
     def step(self, count: int, context: int) -> float:
         """Seconds of a decode step."""
