@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from gpu_attention_cases import decode_attention, few_rows_attention, prefill_attention
+from gpu_attention_cases import compiled, decode_attention, few_rows_attention, prefill_attention
 from gpu_rates import Case, Inputs, Missing, find, random
 from torch import Tensor
 
@@ -19,6 +19,7 @@ SHAPES = {name: QWEN3[name] for name in ("0.6B", "8B")}
 TOKENS = (1, 64, 4096, 16384)
 TARGET, LEAST_TOKENS = 0.85, 4096  # of the copy rate, where there is enough to copy
 ROWS, FEW_ROWS = (1, 8, 16, 256, 4096), 8  # of products, and of those for few rows
+VECTORS = (2**24, 2**26)
 EPS = 1e-6
 SIZE = 2  # bytes of a bfloat16
 
@@ -55,6 +56,18 @@ def _op_cases(
                 expected = None if way == "reference" else getattr(reference, op)
                 shape_name, changes = f"{name}, {tokens} tokens", op == "write_kv"
                 yield Case(op, shape_name, way, call, make, num_bytes, 0, target, expected, changes_inputs=changes)
+
+
+def vector_add() -> Iterator[Case | Missing]:
+    """Two read, one written: what the copy rate lets a kernel reach that does next to nothing."""
+    for way, call in {"reference": torch.add, "cuda": compiled("vector_add")}.items():
+        if isinstance(call, str):
+            yield Missing("vector_add", way, call)
+            continue
+        for size in VECTORS:
+            make = partial(lambda size: (random(size), random(size)), size)
+            target, expected = (None, None) if way == "reference" else (TARGET, torch.add)
+            yield Case("vector_add", f"{size} numbers", way, call, make, SIZE * 3 * size, 0, target, expected)
 
 
 def rms_norm(shape: Shape, tokens: int) -> tuple[Callable[[], Inputs], float]:
@@ -214,6 +227,7 @@ def _quantized_inputs(x: Callable[[], Tensor], weight: Callable[[], Tensor], bit
 
 
 KERNELS: dict[str, Callable[[], Iterator[Case | Missing]]] = {
+    "vector_add": vector_add,
     "rms_norm": partial(_op_cases, "rms_norm", rms_norm),
     "add_rms_norm": partial(_op_cases, "add_rms_norm", add_rms_norm),
     "rotary_qkv": partial(_op_cases, "rotary_qkv", rotary_qkv),

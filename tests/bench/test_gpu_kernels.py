@@ -17,7 +17,7 @@ from lightvllm.bench.random_checkpoint import QWEN3, Shape
 
 RATES = Rates(copy=4e12, matrix=8e14)
 TINY = Shape(vocab_size=200, hidden_size=64, intermediate_size=96, heads=4, kv_heads=2, head_dim=16)
-COUNTED = ("rms_norm", "add_rms_norm", "rotary_qkv", "silu_and_mul", "products")
+COUNTED = ("vector_add", "rms_norm", "add_rms_norm", "rotary_qkv", "silu_and_mul", "products")
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The cases at sizes that a CPU computes at once."""
     monkeypatch.setattr(gpu_cases, "SHAPES", {"0.6B": TINY, "8B": TINY})
     monkeypatch.setattr(gpu_cases, "ROWS", (1, 8))
+    monkeypatch.setattr(gpu_cases, "VECTORS", (16, 24))
     sizes = {"HEADS": 4, "SMALL_HEADS": 2, "KV_HEADS": 2, "DIM": 16, "NUM_BLOCKS": 16, "PREFILL": 24, "PREFILLS": ()}
     sizes |= {"DECODE": (2, 40), "DECODES": [], "DENSE_DECODES": [(2, 40)], "FEW_DECODES": []}
     for name, size in sizes.items():
@@ -56,7 +57,7 @@ def test_the_least_bytes_are_those_of_what_is_read_and_written(kernel: str, tiny
             tensors = [*inputs, *(outputs if isinstance(outputs, tuple) else (outputs,))]
             assert case.bytes == sum(x.nbytes for x in tensors if isinstance(x, Tensor)), case.shape
             counted += 1
-    assert counted == 8 if kernel != "products" else counted == 16
+    assert counted == {"vector_add": 2, "products": 16}.get(kernel, 8)
 
 
 @pytest.mark.parametrize("kernel", ["embedding", "write_kv", "most_likely", "draw", "decode_attention"])
