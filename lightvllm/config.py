@@ -48,6 +48,10 @@ class EngineConfig:
             "no flag, its format's name is taken and checked"
         },
     )
+    load_format: Literal["auto", "dummy"] = _option(
+        "auto",
+        "auto (the checkpoint's safetensors), or dummy: random weights of config.json's shape, no file read",
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")
     max_model_len: int | None = _option(

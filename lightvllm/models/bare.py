@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from lightvllm.attention.dense import DenseAttention
 from lightvllm.hub import resolve_model
+from lightvllm.layers.linear import Linear
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.checkpoint import hf_state_dict, load_weights
 from lightvllm.models.decoder import CausalLM
+from lightvllm.models.dummy import draw_weights
 from lightvllm.models.registry import model_class
 
 
@@ -34,15 +36,30 @@ def load_model(path: Path, config: ModelConfig, dtype: torch.dtype, device: torc
 
 @torch.no_grad()  # or weights would be rounded by the differentiable reference
 def load_packed_model(
-    path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str | None
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+    load_format: str = "auto",
 ) -> CausalLM:
     """The same, ready for serving, see `CausalLM.pack`. No more than one layer is in memory twice.
 
+    Args:
+        load_format: "dummy" draws the weights, and reads none, see `draw_weights`.
+
     Raises:
-        ValueError: see `load_model`.
+        ValueError: see `load_model` and `draw_weights`.
     """
     model = empty_model(config)
-    load_weights(model, path, dtype, device, lambda layer: model.pack_layer(layer, quantization))
+
+    def pack(layer: Linear) -> None:
+        model.pack_layer(layer, quantization)
+
+    if load_format == "dummy":
+        draw_weights(model, dtype, device, pack)
+    else:
+        load_weights(model, path, dtype, device, pack)
     model.pack(quantization)
     return model.eval()
 

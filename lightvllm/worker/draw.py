@@ -85,9 +85,9 @@ def draw_on_device(
     may be another; the distribution is the same.
     """
     if logits.is_cuda:
-        from lightvllm.kernels.triton import sampling
+        from lightvllm.kernels.triton.sampling import draw as draw_on_gpu
 
-        return sampling.draw(logits, u, temperature, top_k, top_p, min_p)
+        return draw_on_gpu(logits, u, temperature, top_k, top_p, min_p)
     return draw(logits.float(), *(x.numpy() for x in (u, temperature, top_k, top_p, min_p)))
 
 
