@@ -79,11 +79,7 @@ def draw(
 def draw_on_device(
     logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> Tensor:
-    """The same with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64
-
-    There the number picks from what is left in the order of the vocabulary, not of the probabilities, so that the token
-    may be another; the distribution is the same.
-    """
+    """The same with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64"""
     if logits.is_cuda:
         from lightvllm.kernels.triton.sampling import draw as draw_on_gpu
 

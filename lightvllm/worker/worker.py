@@ -117,8 +117,16 @@ class Worker:
 
     def _load(self) -> CausalLM:
         config, quantization = self.model_config, self.config.quantization
-        load_format = self.config.load_format
-        load = partial(load_packed_model, self.path, config, self.dtype, self.device, quantization, load_format)
+        load = partial(
+            load_packed_model,
+            self.path,
+            config,
+            self.dtype,
+            self.device,
+            quantization,
+            self.config.load_format,
+            self.config.batch_invariant,
+        )
         if self.device.type == "cpu":
             return load()
         check_weights_fit(self.path, config, self.dtype, self.device, quantization)
