@@ -98,16 +98,18 @@ class DeviceRunner(ModelRunner):
         is_decode = int(batch.query_lens.max()) == 1
         if is_decode and self.graphs is not None and (size := self.graphs.size_for(len(batch.rows))):
             table = self.sender.send_decodes(batch, block_table, size)
-            chosen = self.graphs.run(size, sampling, table)
-            hidden = None
+            chosen, hidden = self.graphs.run(size, sampling, table), None
+            sampled = np.flatnonzero(batch.samples)  # amid a prompt a request may compute a single token, too
         else:
             hidden, inputs = self._run_model(batch, block_table)
             chosen = self._choose(hidden[inputs.last], inputs, sampling)
+            sampled = np.arange(len(chosen))
         if sampling is Sampling.ON_HOST:
-            output = self._sample_on_host(step, batch, hidden, chosen)
+            logits = chosen if len(sampled) == len(chosen) else chosen[torch.from_numpy(sampled).to(self.device)]
+            output = self._sample_on_host(step, batch, hidden, logits)
             return lambda: output
         self.requests.advance(batch, None)
-        return self._pending(step, batch, hidden, chosen)
+        return self._pending(step, batch, hidden, chosen, sampled)
 
     def _decode(self, size: int, sampling: Sampling, block_table: Tensor) -> Tensor:
         """A padded step of decodes, whose inputs are on the device: logits for the host, or tokens, one a request."""
@@ -151,22 +153,31 @@ class DeviceRunner(ModelRunner):
     def _sample_on_host(self, step: StepInput, batch: StepBatch, hidden: Tensor | None, logits: Tensor) -> StepOutput:
         """What asks for more than a token, or whose tokens depend on those before otherwise than through the model."""
         output = StepOutput(token_ids=[[] for _ in step.request_ids])
-        sampled = self._sample(step, batch, logits[: batch.samples.sum()], output)
+        sampled = self._sample(step, batch, logits, output)
         if hidden is not None:
             output.prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
             report_broken(step, batch, _finite(hidden).cpu().numpy(), output)
         self.requests.advance(batch, sampled)
         return output
 
-    def _pending(self, step: StepInput, batch: StepBatch, hidden: Tensor | None, tokens: Tensor) -> PendingOutput:
-        """The step's tokens and, where a graph did not run, whether its hidden states are finite, on their way."""
+    def _pending(
+        self, step: StepInput, batch: StepBatch, hidden: Tensor | None, tokens: Tensor, sampled: np.ndarray
+    ) -> PendingOutput:
+        """What the step gave, on its way.
+
+        Args:
+            hidden: [num_tokens, hidden_size], of which is to be seen whether they are finite; None where a graph ran:
+                then the logits show it.
+            tokens: [num_rows] int64
+            sampled: [num_samples], the rows of `tokens` of the requests that sample.
+        """
         samples = np.flatnonzero(batch.samples).tolist()
-        tokens_later = self.sampled.fetch(tokens[: len(samples)]) if samples else None
+        tokens_later = self.sampled.fetch(tokens) if samples else None
         finite_later = None if hidden is None else self.finite.fetch(_finite(hidden))
 
         def wait() -> StepOutput:
             output = StepOutput(token_ids=[[] for _ in step.request_ids])
-            for i, token in zip(samples, tokens_later.numpy().tolist() if tokens_later else (), strict=True):
+            for i, token in zip(samples, tokens_later.numpy()[sampled].tolist() if tokens_later else (), strict=True):
                 if token < 0:
                     output.errors[step.request_ids[i]] = NOT_FINITE
                 else:

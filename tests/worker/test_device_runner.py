@@ -99,6 +99,22 @@ def test_greedy_and_with_log_probabilities(
             assert mine.outputs[0].finish_reason == theirs.outputs[0].finish_reason
 
 
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_single_tokens_amid_prompts(
+    logprobs: int | None,
+    checkpoint: Callable[[str], Checkpoint],
+    make_llm: Callable[..., LLM],
+    make_device_llm: Callable[..., LLM],
+) -> None:
+    """They look like decodes, but nothing is sampled behind them."""
+    path, prompts = checkpoint("qwen3").path, random_prompts(6)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, logprobs=logprobs)
+    llm = make_device_llm(path, long_prefill_token_threshold=1)
+    expected = make_llm(path, **OPTIONS).generate(prompts, params, use_tqdm=False)
+    for _ in range(2):
+        assert tokens(llm.generate(prompts, params, use_tqdm=False)) == tokens(expected)
+
+
 def test_random_draws(
     checkpoint: Callable[[str], Checkpoint], make_llm: Callable[..., LLM], make_device_llm: Callable[..., LLM]
 ) -> None:
