@@ -48,9 +48,7 @@ def attention_backend(
     module, backend = BACKENDS[name]
     if batch_invariant and device.type == "cuda":
         if name != "triton":
-            raise ValueError(
-                f"batch_invariant: attention_backend {name!r} is not, expected 'triton', which is not used"
-            )
+            raise ValueError(f"batch_invariant: needs attention_backend 'triton', but {name!r} is what runs")
         backend = "InvariantTritonAttention"
     return getattr(import_module(module), backend)
 
