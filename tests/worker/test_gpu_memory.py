@@ -16,6 +16,7 @@ from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_packed_model
 from lightvllm.models.footprint import weight_bytes
 from lightvllm.worker.gpu_memory import (
+    GRAPH_OBJECT_BYTES,
     MemoryUse,
     check_weights_fit,
     format_bytes,
@@ -133,7 +134,8 @@ class TestWeightsThatDoNotFit:
 
 
 class TestMeasuring:
-    def test_the_sum_has_every_part(self, gpu: PretendedGPU) -> None:
+    @pytest.mark.parametrize("captures_graphs", [False, True])
+    def test_the_sum_has_every_part(self, captures_graphs: bool, gpu: PretendedGPU) -> None:
         steps = []
 
         def run_step(num_tokens: int, num_requests: int) -> None:
@@ -143,16 +145,16 @@ class TestMeasuring:
 
         gpu.allocated = 4 * GIB
         config = EngineConfig(model="", max_num_batched_tokens=1024, max_num_seqs=64)
-        memory = measure_memory(config, CUDA, run_step)
-        assert steps[0] == (1024, 64)
+        memory = measure_memory(config, CUDA, run_step, captures_graphs)
+        assert steps == [(1024, 64), (64, 64)][: 1 + captures_graphs]
         assert (memory.total, memory.weights, memory.activations) == (16 * GIB, 4 * GIB, GIB)
+        assert memory.graphs == (64 * MIB + GRAPH_OBJECT_BYTES if captures_graphs else 0)
         assert memory.others == gpu.others > GIB // 2
-        assert gpu.allocated == 4 * GIB
 
     def test_a_step_has_a_token_for_each_request(self, gpu: PretendedGPU) -> None:
         steps = []
         config = EngineConfig(model="", max_num_batched_tokens=8, max_num_seqs=64)
-        measure_memory(config, CUDA, lambda *step: steps.append(step))
+        measure_memory(config, CUDA, lambda *step: steps.append(step), captures_graphs=False)
         assert steps[0] == (8, 8)
 
     def test_a_step_that_does_not_fit(self, gpu: PretendedGPU) -> None:
@@ -163,7 +165,7 @@ class TestMeasuring:
             match=r"^max_num_batched_tokens, max_num_seqs: a step of 1024 tokens and 64 requests does not fit on cuda "
             r"beside 15 GiB of weights; lower them",
         ):
-            measure_memory(config, CUDA, lambda num_tokens, _: gpu.run(num_tokens * MIB))
+            measure_memory(config, CUDA, lambda num_tokens, _: gpu.run(num_tokens * MIB), captures_graphs=False)
 
 
 def test_what_failed_is_gone_before_it_is_told() -> None:
