@@ -5,7 +5,6 @@ head that is tied to the embedding, shares it again afterwards. The addresses ar
 captured before must not be run again.
 """
 
-import mmap
 import weakref
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from lightvllm.worker.gpu_memory import format_bytes
+from lightvllm.worker.memory import use_large_pages
 
 
 class ParkedWeights:
@@ -93,10 +93,8 @@ def _pinned(size: int) -> Tensor:
 
     # [size] uint8
     """
-    pages = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # locking pages one by one takes most of the time
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(pages, dtype=torch.uint8)
+    memory = torch.empty(size, dtype=torch.uint8)
+    use_large_pages(memory)  # locking small ones, one by one, takes most of the time
     cuda = torch.cuda.cudart()
     torch.cuda.check_error(cuda.cudaHostRegister(memory.data_ptr(), size, 0))
     weakref.finalize(memory, cuda.cudaHostUnregister, memory.data_ptr()).atexit = False

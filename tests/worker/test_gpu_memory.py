@@ -321,17 +321,17 @@ def fraction() -> Iterator[Callable[[int], None]]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of some 180 MiB."""
+    path = tmp_path_factory.mktemp("larger")
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "layers": 4, "heads": 8, "kv_heads": 4}
+    write_checkpoint(path, Shape(**sizes, max_position_embeddings=4096))
+    return path
+
+
 @on_gpu
 class TestOnAGPU:
-    @pytest.fixture(scope="class")
-    def larger(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        path = tmp_path_factory.mktemp("larger")
-        shape = Shape(
-            hidden_size=512, intermediate_size=1536, layers=4, heads=8, kv_heads=4, max_position_embeddings=4096
-        )
-        write_checkpoint(path, shape)
-        return path
-
     def options(self, **options: Any) -> dict[str, Any]:
         return {"device": "cuda", "skip_tokenizer_init": True, **options}
 
