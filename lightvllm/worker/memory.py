@@ -1,6 +1,6 @@
 """How the host's memory is dealt with while an engine runs.
 
-glibc gives large buffers back to the system as soon as they are freed, so every operation of every step pays for
+With one on a CPU, glibc gives large buffers back as soon as they are freed, so every operation of every step pays for
 mapping and zeroing its output anew: a fifth of a prefill's time (docs/log.md). Where the library is not glibc nothing
 changes.
 """
@@ -44,7 +44,7 @@ _AT_ONCE = 4 << 20
 
 
 def use_large_pages(tensor: Tensor) -> None:
-    """Have the system put large pages below a tensor that nobody has written to yet. Elsewhere than on Linux: nothing."""
+    """Have the system put large pages below a tensor that nobody has written to yet; not on Linux it does nothing."""
     if sys.platform == "linux":
         first = _whole_page(tensor.data_ptr())
         length = tensor.data_ptr() + tensor.nbytes - first
