@@ -54,6 +54,7 @@ class Worker:
         )
         # See `lightvllm.executor.base.Executor.runs_ahead`.
         self.runs_ahead = issubclass(self.backend, DeviceAttention) and config.async_scheduling
+        self._captures_graphs = issubclass(self.backend, DeviceAttention) and not config.enforce_eager
         # What the worker has while it is awake; asleep it has the plan, and its weights may be parked.
         self._model: CausalLM | None = self._load()
         self.grammars = Grammars(
@@ -143,7 +144,7 @@ class Worker:
                 longest = config.max_model_len or self.model_config.max_position_embeddings
                 self._make_runner(model, cache, longest, uses_graphs=False).profile_run(num_tokens, num_requests)
 
-            memory = measure_memory(config, self.device, run, captures_graphs=not config.enforce_eager)
+            memory = measure_memory(config, self.device, run, captures_graphs=self._captures_graphs)
         return plan_kv_cache(config, self.model_config, self.dtype, self.device, memory)
 
     def _allocate(self, plan: KVCachePlan) -> list[LayerCache]:
@@ -159,7 +160,7 @@ class Worker:
         return cache
 
     def _make_awake_runner(self, model: CausalLM, cache: list[LayerCache]) -> ModelRunner:
-        return self._make_runner(model, cache, self.plan.max_model_len, uses_graphs=not self.config.enforce_eager)
+        return self._make_runner(model, cache, self.plan.max_model_len, uses_graphs=self._captures_graphs)
 
     def _make_runner(
         self, model: CausalLM, cache: list[LayerCache], max_model_len: int, uses_graphs: bool

@@ -66,6 +66,23 @@ class TestCore:
         core.add_request(make_request("a", [1, 2, 3], max_tokens=1))
         assert len(core.step()) == 1
 
+    def test_no_step_is_under_way_then(self) -> None:
+        """One was submitted ahead for a request that was aborted since."""
+        core = EngineCore(FakeExecutor(self.CONFIG, runs_ahead=True), self.CONFIG)
+        core.add_request(make_request("aborted", list(range(20)), max_tokens=9))
+        core.step()
+        assert core.under_way() == ["aborted"]
+        core.abort(["aborted"])
+        core.sleep(1)
+        assert core.under_way() == []
+        core.wake_up()
+        request = make_request("after", list(range(20)), max_tokens=5)
+        core.add_request(request)
+        collector = Collector()
+        while core.has_unfinished():
+            collector.take(core.step())
+        assert collector.token_ids["after"] == expected_output(request, 64, 256)[0]
+
     def test_the_awake_are_not_woken(self) -> None:
         executor = FakeExecutor(self.CONFIG)
         woken: list[Any] = []
