@@ -55,12 +55,13 @@ class MemoryUse:
 
 
 def measure_memory(
-    config: EngineConfig, device: torch.device, run_largest_step: Callable[[int, int], None]
+    config: EngineConfig, device: torch.device, run_largest_step: Callable[[int, int], None], captures_graphs: bool
 ) -> MemoryUse:
     """Find out what is used, once the weights are loaded and nothing else is.
 
     Args:
         run_largest_step: computes a step of so many tokens for so many requests, and keeps nothing of it.
+        captures_graphs: whether steps of one token a request are going to be captured.
 
     Raises:
         ValueError: the step does not fit.
@@ -76,7 +77,7 @@ def measure_memory(
 
     activations = measure(num_tokens)
     # A graph holds the tensors of its step, and all graphs share what the largest needs.
-    graphs = 0 if config.enforce_eager else measure(num_seqs) + GRAPH_OBJECT_BYTES
+    graphs = measure(num_seqs) + GRAPH_OBJECT_BYTES if captures_graphs else 0
     free, total = torch.cuda.mem_get_info(device)
     # What torch does not know of: other programs, CUDA's own share, and the kernels that the step has loaded.
     others = total - free - torch.cuda.memory_reserved(device)

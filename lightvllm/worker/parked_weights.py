@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from lightvllm.worker.gpu_memory import format_bytes
+from lightvllm.worker.memory import use_large_pages
 
 
 class ParkedWeights:
@@ -31,8 +32,9 @@ class ParkedWeights:
                 f"level: at level 1 the weights, {format_bytes(size)}, go to the host's memory, of which "
                 f"{format_bytes(available)} are available; level 2 drops them, and loads them again on waking up"
             )
-        host = _pinned(size)
-        self._copies = list(zip(storages, host.split([storage.nbytes() for storage in storages]), strict=True))
+        self._host: Tensor | None = _pinned(size)
+        copies = self._host.split([storage.nbytes() for storage in storages])
+        self._copies = list(zip(storages, copies, strict=True))
         for storage, copy in self._copies:
             copy.copy_(_bytes_of(storage, device), non_blocking=True)
         torch.cuda.synchronize(device)
@@ -52,6 +54,7 @@ class ParkedWeights:
                 _bytes_of(storage, self._device).copy_(copy, non_blocking=True)
         torch.cuda.synchronize(self._device)
         self._copies.clear()
+        self._host = None
 
 
 def device_storages(model: nn.Module, device: torch.device) -> list[UntypedStorage]:
@@ -91,6 +94,7 @@ def _pinned(size: int) -> Tensor:
     # [size] uint8
     """
     memory = torch.empty(size, dtype=torch.uint8)
+    use_large_pages(memory)  # locking small ones, one by one, takes most of the time
     cuda = torch.cuda.cudart()
     torch.cuda.check_error(cuda.cudaHostRegister(memory.data_ptr(), size, 0))
     weakref.finalize(memory, cuda.cudaHostUnregister, memory.data_ptr()).atexit = False

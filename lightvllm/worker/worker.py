@@ -143,7 +143,7 @@ class Worker:
                 longest = config.max_model_len or self.model_config.max_position_embeddings
                 self._make_runner(model, cache, longest, uses_graphs=False).profile_run(num_tokens, num_requests)
 
-            memory = measure_memory(config, self.device, run)
+            memory = measure_memory(config, self.device, run, captures_graphs=not config.enforce_eager)
         return plan_kv_cache(config, self.model_config, self.dtype, self.device, memory)
 
     def _allocate(self, plan: KVCachePlan) -> list[LayerCache]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightvllm import LLM, SamplingParams
+from lightvllm import LLM, SamplingParams, kernels
 from lightvllm.bench.quality.measure import bytes_of_weights
 from lightvllm.bench.random_checkpoint import Shape, write_checkpoint
 from lightvllm.config import EngineConfig
@@ -16,6 +16,7 @@ from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_packed_model
 from lightvllm.models.footprint import weight_bytes
 from lightvllm.worker.gpu_memory import (
+    GRAPH_OBJECT_BYTES,
     MemoryUse,
     check_weights_fit,
     format_bytes,
@@ -47,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
     return get
 
 
+@pytest.mark.skipif(not kernels.COMPILED, reason="the reference keeps a byte for 4 bits")
 class TestBytesOfWeights:
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("quantization", [None, "int8", "w4"])
@@ -133,7 +135,8 @@ class TestWeightsThatDoNotFit:
 
 
 class TestMeasuring:
-    def test_the_sum_has_every_part(self, gpu: PretendedGPU) -> None:
+    @pytest.mark.parametrize("captures_graphs", [False, True])
+    def test_the_sum_has_every_part(self, captures_graphs: bool, gpu: PretendedGPU) -> None:
         steps = []
 
         def run_step(num_tokens: int, num_requests: int) -> None:
@@ -143,16 +146,16 @@ class TestMeasuring:
 
         gpu.allocated = 4 * GIB
         config = EngineConfig(model="", max_num_batched_tokens=1024, max_num_seqs=64)
-        memory = measure_memory(config, CUDA, run_step)
-        assert steps[0] == (1024, 64)
+        memory = measure_memory(config, CUDA, run_step, captures_graphs)
+        assert steps == [(1024, 64), (64, 64)][: 1 + captures_graphs]
         assert (memory.total, memory.weights, memory.activations) == (16 * GIB, 4 * GIB, GIB)
+        assert memory.graphs == (64 * MIB + GRAPH_OBJECT_BYTES if captures_graphs else 0)
         assert memory.others == gpu.others > GIB // 2
-        assert gpu.allocated == 4 * GIB
 
     def test_a_step_has_a_token_for_each_request(self, gpu: PretendedGPU) -> None:
         steps = []
         config = EngineConfig(model="", max_num_batched_tokens=8, max_num_seqs=64)
-        measure_memory(config, CUDA, lambda *step: steps.append(step))
+        measure_memory(config, CUDA, lambda *step: steps.append(step), captures_graphs=False)
         assert steps[0] == (8, 8)
 
     def test_a_step_that_does_not_fit(self, gpu: PretendedGPU) -> None:
@@ -163,7 +166,7 @@ class TestMeasuring:
             match=r"^max_num_batched_tokens, max_num_seqs: a step of 1024 tokens and 64 requests does not fit on cuda "
             r"beside 15 GiB of weights; lower them",
         ):
-            measure_memory(config, CUDA, lambda num_tokens, _: gpu.run(num_tokens * MIB))
+            measure_memory(config, CUDA, lambda num_tokens, _: gpu.run(num_tokens * MIB), captures_graphs=False)
 
 
 def test_what_failed_is_gone_before_it_is_told() -> None:
@@ -318,17 +321,17 @@ def fraction() -> Iterator[Callable[[int], None]]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of some 180 MiB."""
+    path = tmp_path_factory.mktemp("larger")
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "layers": 4, "heads": 8, "kv_heads": 4}
+    write_checkpoint(path, Shape(**sizes, max_position_embeddings=4096))
+    return path
+
+
 @on_gpu
 class TestOnAGPU:
-    @pytest.fixture(scope="class")
-    def larger(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        path = tmp_path_factory.mktemp("larger")
-        shape = Shape(
-            hidden_size=512, intermediate_size=1536, layers=4, heads=8, kv_heads=4, max_position_embeddings=4096
-        )
-        write_checkpoint(path, shape)
-        return path
-
     def options(self, **options: Any) -> dict[str, Any]:
         return {"device": "cuda", "skip_tokenizer_init": True, **options}
 
@@ -351,7 +354,7 @@ class TestOnAGPU:
             SamplingParams(top_p=0.9, top_k=50, presence_penalty=0.5, seed=i, max_tokens=4, logprobs=2, ignore_eos=True)
             for i in range(100)
         ]
-        share = 0.1
+        share = 0.025  # so small that the cache is what is left of it
         options = self.options(gpu_memory_utilization=share, max_num_batched_tokens=8192, max_num_seqs=100)
         with LLM(larger, **options) as llm:
             plan = llm.engine.core.executor.plan  # type: ignore[attr-defined]
@@ -362,7 +365,7 @@ class TestOnAGPU:
             llm.generate(prompts, params, use_tqdm=False)
             peak = torch.cuda.max_memory_allocated() - before
             print("steps took", format_bytes(peak), "of", format_bytes(memory.activations))
-            assert 0.3 * memory.activations < peak <= memory.activations
+            assert 0.25 * memory.activations < peak <= memory.activations
             parts = memory.used + plan.num_blocks * plan.block_bytes
             assert share * total - plan.block_bytes < parts <= share * total
             assert total - torch.cuda.mem_get_info()[0] < (share + 0.02) * total
