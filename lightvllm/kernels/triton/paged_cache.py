@@ -41,6 +41,18 @@ def load_heads(cache, slots, is_there, HEAD_DIM: tl.constexpr, DIMS: tl.constexp
     return heads
 
 
+@triton.jit
+def widen(heads, dtype: tl.constexpr):
+    """Numbers of a cache in the type of the queries; int8 without its scales."""
+    if heads.dtype == tl.int8:
+        # A float32's last bits count ones where its first say 2^23. Conversions are a quarter as fast as this.
+        bits = ((heads.to(tl.int32) ^ 128) & 255) | 0x4B000000
+        numbers = (bits.to(tl.float32, bitcast=True) - (8388608.0 + 128.0)).to(dtype)
+    else:
+        numbers = heads.to(dtype)
+    return numbers
+
+
 def head_scales(cache: Tensor) -> Tensor:
     """An int8 cache as the float32 numbers of which each head's last is its scale; any other as it is."""
     return cache.view(torch.float32) if cache.dtype == torch.int8 else cache

@@ -21,6 +21,7 @@ from lightvllm.kernels.triton.paged_cache import (
     head_scales,
     load_heads,
     slots_of,
+    widen,
 )
 
 
@@ -59,7 +60,7 @@ def _attend_tiles(
         is_there = keys < end if IS_MASKED else None
         slots = slots_of(table, keys, is_there, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE)
         key = load_heads(key_cache, slots, is_there, HEAD_DIM, DIMS)
-        scores = tl.dot(query, key.to(query.dtype).T, input_precision="ieee")
+        scores = tl.dot(query, widen(key, query.dtype).T, input_precision="ieee")
         if IS_INT8:
             scores *= tl.load(key_scales + slots // 4, mask=is_there)[None, :]
         if IS_MASKED:
@@ -77,7 +78,7 @@ def _attend_tiles(
                 weights = tl.where(is_seen, weights, 0)  # 0 * NaN is NaN
         value = load_heads(value_cache, slots, is_there, HEAD_DIM, DIMS)
         values_sum = tl.dot(
-            weights.to(query.dtype), value.to(query.dtype), values_sum * shrink[:, None], input_precision="ieee"
+            weights.to(query.dtype), widen(value, query.dtype), values_sum * shrink[:, None], input_precision="ieee"
         )
         peak = new_peak
     return values_sum, total, peak
@@ -234,4 +235,4 @@ def prefill_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     """Rows of a program and keys of a tile, and how a program runs."""
     if dtype == torch.float32:
         return {"ROWS": 32, "TILE": 32, "num_warps": 4, "num_stages": 1}
-    return {"ROWS": 128, "TILE": 64, "num_warps": 8 if head_dim > 64 else 4, "num_stages": 3}
+    return {"ROWS": 64, "TILE": 64 if head_dim <= 128 else 32, "num_warps": 4, "num_stages": 3}
