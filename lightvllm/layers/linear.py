@@ -42,6 +42,19 @@ class PlainProduct:
         return F.linear(x, self.weight, bias)
 
 
+class InvariantProduct:
+    """In the weight's own type, on a GPU: bitwise the same for a row whatever rows stand beside it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        from lightvllm.kernels.triton.invariant import linear
+
+        return linear(x, self.weight, bias)
+
+
 class SplitProduct:
     """Of several weights that share their inputs and cannot lie in one; their outputs in order.
 
@@ -121,6 +134,16 @@ class Linear(Module):
             self.set_product(quantized_product(QuantizedProduct.round(weight, bits), weight.dtype))
         elif kernels.has_fast_linear(weight.device, weight.dtype):
             self.set_product(PackedProduct(weight))
+
+    def make_invariant(self) -> None:
+        """From now on a row's result is the same in any company, see `InvariantProduct`.
+
+        Raises:
+            ValueError: the weight is quantized.
+        """
+        if self.weight is None:
+            raise ValueError("batch_invariant: quantized weights are not so on a GPU, leave one of the two out")
+        self.set_product(InvariantProduct(self.weight.detach()))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, sum(out_features)]"""

@@ -29,7 +29,7 @@ def load_model(path: Path, config: ModelConfig, dtype: torch.dtype, device: torc
     Raises:
         ValueError: an unknown architecture or weights that do not fit.
     """
-    model = _empty_model(config)
+    model = empty_model(config)
     load_weights(model, path, dtype, device)
     return model.eval()
 
@@ -42,16 +42,18 @@ def load_packed_model(
     device: torch.device,
     quantization: str | None,
     load_format: str = "auto",
+    batch_invariant: bool = False,
 ) -> CausalLM:
     """The same, ready for serving, see `CausalLM.pack`. No more than one layer is in memory twice.
 
     Args:
         load_format: "dummy" draws the weights, and reads none, see `draw_weights`.
+        batch_invariant: on a GPU, see `Linear.make_invariant`; on a CPU our products always are.
 
     Raises:
-        ValueError: see `load_model` and `draw_weights`.
+        ValueError: see `load_model`, `draw_weights` and `Linear.make_invariant`.
     """
-    model = _empty_model(config)
+    model = empty_model(config)
 
     def pack(layer: Linear) -> None:
         model.pack_layer(layer, quantization)
@@ -60,11 +62,19 @@ def load_packed_model(
         draw_weights(model, dtype, device, pack)
     else:
         load_weights(model, path, dtype, device, pack)
+    if batch_invariant and device.type == "cuda":
+        for layer in [module for module in model.modules() if isinstance(module, Linear)]:
+            layer.make_invariant()
     model.pack(quantization)
     return model.eval()
 
 
-def _empty_model(config: ModelConfig) -> CausalLM:
+def empty_model(config: ModelConfig) -> CausalLM:
+    """The architecture without its weights, on the meta device.
+
+    Raises:
+        ValueError: an unknown architecture.
+    """
     with torch.device("meta"):
         return model_class(config.architecture)(config)
 

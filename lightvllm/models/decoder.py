@@ -132,8 +132,12 @@ class CausalLM(Module):
 
     def pack_layer(self, layer: Linear, quantization: str | None) -> None:
         """One of them, as soon as it has its weight."""
+        layer.pack(self.rounded_bits(layer, quantization))
+
+    def rounded_bits(self, layer: Linear, quantization: str | None) -> int | None:
+        """How many bits `pack` rounds a layer's weight to; None where it keeps it."""
         bits = {"int8": 8, "w4": 4}.get(quantization or "")
-        layer.pack(8 if layer is self.lm_head and bits is not None else bits)
+        return 8 if layer is self.lm_head and bits is not None else bits
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
