@@ -129,7 +129,8 @@ class Worker:
         )
         if self.device.type == "cpu":
             return load()
-        check_weights_fit(self.path, config, self.dtype, self.device, quantization)
+        if self.config.load_format != "dummy":  # of which there is no checkpoint to say how large they are
+            check_weights_fit(self.path, config, self.dtype, self.device, quantization)
         return within_memory(load, lambda: _no_memory_to_load(self.device))
 
     def _plan(self, model: CausalLM) -> KVCachePlan:
