@@ -200,6 +200,8 @@ class Row:
         share: of that, what was reached.
         target: the share aimed at; None where there is no aim.
         error: see `difference`; None where nothing was compared.
+        of_equal: the time that PyTorch takes to negate a tensor, which moves as many bytes, over this one's: the rate
+            of a large copy is not there for a few megabytes. None where there is no target.
     """
 
     kernel: str
@@ -212,15 +214,17 @@ class Row:
     share: float
     target: float | None
     error: float | None
+    of_equal: float | None = None
 
     def __str__(self) -> str:
         rate = self.flops / 1e12 if self.limit == "matrix" else self.bytes / 1e9
         unit = "TFLOP/s" if self.limit == "matrix" else "GB/s"
         aim = "" if self.target is None else f"{self.target:>5.0%} {'met' if self.share >= self.target else 'MISSED'}"
+        equal = "" if self.of_equal is None else f"{self.of_equal:.0%} of an equal one"
         error = "" if self.error is None else f"{self.error:.1e}"
         return (
             f"{self.shape:34} {self.way:18} {self.seconds * 1e6:>10.1f} us {rate / self.seconds:>7.0f} {unit:7} "
-            f"{self.share:>4.0%} of {self.limit:6} {aim:12} {error}"
+            f"{self.share:>4.0%} of {self.limit:6} {aim:12} {error:8} {equal}"
         ).rstrip()
 
 
