@@ -35,6 +35,11 @@ SCHEMAS = {
     "write_kv": "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()",
     "paged_attention": "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens, "
     "Tensor seq_lens, float scale, int sliding_window) -> Tensor",
+    "few_rows_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, float eps, Tensor? residual, "
+    "bool is_gated) -> Tensor",
+    "few_rows_attention": "(Tensor qkv, Tensor? query_weight, Tensor? key_weight, float eps, Tensor cos, Tensor sin, "
+    "Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots, Tensor block_table, Tensor seq_lens, int num_heads, "
+    "int num_kv_heads, float scale, int sliding_window) -> Tensor",
     "most_likely": "(Tensor logits) -> Tensor",
 }
 
@@ -88,6 +93,8 @@ rotary_qkv = _op("rotary_qkv")
 silu_and_mul = _op("silu_and_mul")
 write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
+few_rows_linear = _op("few_rows_linear")
+few_rows_attention = _op("few_rows_attention")
 most_likely = _op("most_likely")
 round_weight = _op("round_weight")
 

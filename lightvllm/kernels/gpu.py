@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Op -> module of `lightvllm.kernels.triton` and the function there, which has the op's own signature.
 TRITON_TWINS: dict[str, tuple[str, str]] = {}
 # Ops of the compiled library that have the signature of the op of the same name in `lightvllm.kernels.SCHEMAS`.
-CUDA_TWINS: tuple[str, ...] = ()
+CUDA_TWINS: tuple[str, ...] = ("few_rows_linear", "few_rows_attention")
 
 
 @cache
