@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightvllm.kernels import reference
+from lightvllm.kernels import gpu, reference
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,26 @@ packed_linear = torch.ops.lightvllm.packed_linear.default
 pack_quantized = torch.ops.lightvllm.pack_quantized.default
 pack_groups = torch.ops.lightvllm.pack_groups.default
 quantized_linear = torch.ops.lightvllm.quantized_linear.default
+
+
+FEW_ROWS = 8  # at most, of what `few_rows_linear` and `few_rows_attention` take
+
+
+def has_few_rows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the ops for few rows have fast twins there."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return (
+        device.type == "cuda" and is_half and gpu.load_compiled() and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+def has_few_rows_attention(key_cache: Tensor, num_heads: int, num_kv_heads: int) -> bool:
+    """Whether `few_rows_attention` takes such a cache, [num_blocks, block_size, num_kv_heads, head_dim]."""
+    return (
+        has_few_rows(key_cache.device, key_cache.dtype)
+        and key_cache.shape[3] in (64, 128, 256)
+        and num_heads // num_kv_heads <= 8
+    )
 
 
 def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:
