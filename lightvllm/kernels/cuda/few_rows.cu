@@ -22,14 +22,14 @@ namespace {
 
 constexpr int WARPS = 8;             // that multiply; one more copies
 constexpr int CHUNK = 32;            // inputs that a warp multiplies at a time: 16 bytes of a row for each of four lanes
-constexpr int STAGE_INPUTS = 512;    // of a tile's rows that are copied at a time
+constexpr int STAGE_INPUTS = 1024;   // of a tile's rows that are copied at a time
 constexpr int TILE = 16;             // rows of the weight, as the matrix units take them
 constexpr int MOST_STAGES = 16;
 constexpr int PADDING = 64;          // bytes behind a row in shared memory, so that eight lanes read from all banks
 constexpr int BARRIER_BYTES = 2 * 8 * MOST_STAGES;
 constexpr int SHARED_BYTES = 112 << 10;    // two blocks then share a multiprocessor: this kernel's and the next one's
 constexpr int X_BYTES = 72 << 10;          // of x in shared memory; a longer one is read where it is
-constexpr int FEWEST_STAGES = 4;
+constexpr int FEWEST_STAGES = 3;
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -89,7 +89,7 @@ __device__ void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(32 * W
 struct Share {
   const FewRows& p;
   const Plan& plan;
-  int tile_units, first, last, tiles, steps;  // steps: stages that a tile's inputs take
+  int tile_units, first, last, tiles;
 
   __device__ Share(const FewRows& p, const Plan& plan) : p(p), plan(plan) {
     const unsigned units = plan.units;
@@ -97,7 +97,6 @@ struct Share {
     first = units * blockIdx.x / gridDim.x;
     last = units * (blockIdx.x + 1) / gridDim.x;
     tiles = (last - first + tile_units - 1) / tile_units;
-    steps = ceil_div(p.inputs, STAGE_INPUTS);
   }
 
   // Of a row of a tile; the upper half of gated ones are the partners of the lower.
@@ -119,7 +118,7 @@ template <typename T>
 __device__ void copy_weights(const Share& share, uint32_t ring, uint32_t full, uint32_t empty) {
   const FewRows& p = share.p;
   const Plan& plan = share.plan;
-  const int lane = threadIdx.x % 32, number = share.tiles * share.steps;
+  const int lane = threadIdx.x % 32;
   Turn turn;
   int i = 0;
   for (int tile = 0; tile < share.tiles; tile++) {
@@ -133,56 +132,53 @@ __device__ void copy_weights(const Share& share, uint32_t ring, uint32_t full, u
       if (lane == 0) arrive_and_expect(filled, rows * bytes);
       __syncwarp();
       if (has_row) copy_row(ring + turn.stage * plan.stage_bytes + lane * pitch(STAGE_INPUTS), row + begin, bytes, filled);
-      if (i == min(plan.stages, number) - 1) let_next_begin();
       turn.next(plan);
     }
   }
 }
 
-// x, normed where there are weights for it, into shared memory. Each thread works on vectors of its own.
+// Copy rows of 16-byte vectors, all threads that multiply together.
+__device__ void copy_vectors(const uint8_t* from, int64_t from_pitch, uint8_t* to, int to_pitch, int rows, int vectors) {
+  for (int row = 0; row < rows; row++)
+#pragma unroll 4
+    for (int i = threadIdx.x; i < vectors; i += 32 * WARPS)
+      reinterpret_cast<uint4*>(to + row * to_pitch)[i] = reinterpret_cast<const uint4*>(from + row * from_pitch)[i];
+}
+
+// A warp for each row of x: its norm into shared memory. The weights of the norm are there.
 template <typename T>
-__device__ void load_x(const FewRows& p, const Plan& plan, uint8_t* shared, float (*squares)[MOST_ROWS]) {
-  const int warp = threadIdx.x / 32, vectors = p.inputs / 8;
-  float sums[MOST_ROWS] = {};
-  for (int i = threadIdx.x; i < vectors; i += 32 * WARPS) {
-    uint4 loaded[MOST_ROWS];
+__device__ void norm_row(const FewRows& p, const uint8_t* weights, uint8_t* to) {
+  constexpr int MOST = 8;  // vectors of a thread that are under way at a time
+  const int row = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.inputs / 8;
+  if (row >= p.rows) return;
+  const uint4* from = reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) + row * p.x_stride);
+  float squares = 0.0f;
+  for (int first = lane; first < vectors; first += 32 * MOST) {
+    uint4 loaded[MOST];
 #pragma unroll
-    for (int row = 0; row < MOST_ROWS; row++)
-      if (row < p.rows) loaded[row] = reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) + row * p.x_stride)[i];
+    for (int i = 0; i < MOST; i++)
+      if (first + 32 * i < vectors) loaded[i] = from[first + 32 * i];
 #pragma unroll
-    for (int row = 0; row < MOST_ROWS; row++) {
-      if (row >= p.rows) break;
-      reinterpret_cast<uint4*>(shared + row * plan.x_pitch)[i] = loaded[row];
-      const T* values = reinterpret_cast<const T*>(&loaded[row]);
-      for (int j = 0; j < 8; j++) sums[row] += static_cast<float>(values[j]) * static_cast<float>(values[j]);
+    for (int i = 0; i < MOST; i++) {
+      if (first + 32 * i >= vectors) break;
+      reinterpret_cast<uint4*>(to)[first + 32 * i] = loaded[i];
+      const T* values = reinterpret_cast<const T*>(&loaded[i]);
+#pragma unroll
+      for (int j = 0; j < 8; j++) squares += static_cast<float>(values[j]) * static_cast<float>(values[j]);
     }
   }
-  if (p.norm_weight) {
+  const float scale = rsqrtf(warp_sum(squares) / p.inputs + p.eps);
+#pragma unroll 4
+  for (int i = lane; i < vectors; i += 32) {
+    uint4 vector = reinterpret_cast<const uint4*>(to)[i];
+    const uint4 loaded = reinterpret_cast<const uint4*>(weights)[i];
+    const T* factors = reinterpret_cast<const T*>(&loaded);
+    T* values = reinterpret_cast<T*>(&vector);
 #pragma unroll
-    for (int row = 0; row < MOST_ROWS; row++) {
-      if (row >= p.rows) break;
-      const float sum = warp_sum(sums[row]);
-      if (threadIdx.x % 32 == 0) squares[warp][row] = sum;
-    }
-    sync_multipliers();
-    for (int row = 0; row < p.rows; row++) {
-      float sum = 0.0f;
-      for (int i = 0; i < WARPS; i++) sum += squares[i][row];
-      const float scale = rsqrtf(sum / p.inputs + p.eps);
-      for (int i = threadIdx.x; i < vectors; i += 32 * WARPS) {
-        const uint4 loaded = static_cast<const uint4*>(p.norm_weight)[i];
-        const T* weights = reinterpret_cast<const T*>(&loaded);
-        uint4* at = reinterpret_cast<uint4*>(shared + row * plan.x_pitch) + i;
-        uint4 vector = *at;
-        T* values = reinterpret_cast<T*>(&vector);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-          values[j] = narrow<T>(static_cast<float>(values[j]) * scale * static_cast<float>(weights[j]));
-        *at = vector;
-      }
-    }
+    for (int j = 0; j < 8; j++)
+      values[j] = narrow<T>(static_cast<float>(values[j]) * scale * static_cast<float>(factors[j]));
+    reinterpret_cast<uint4*>(to)[i] = vector;
   }
-  sync_multipliers();
 }
 
 // The sums of one stage: warp w takes its chunks w, w + 8 and so on, in four chains that do not wait for each other.
@@ -203,7 +199,7 @@ __device__ void multiply_stage(float (&sums)[4][4], const uint8_t* weights, cons
   }
 }
 
-// What is added to the sums that a lane finishes, asked for before they are there.
+// What is added to the sums of the tile that a warp finishes next, asked for before they are there.
 template <typename T>
 struct Finisher {
   static constexpr int MOST = TILE * MOST_ROWS / 32;
@@ -249,7 +245,7 @@ struct Finisher {
 
 template <typename T>
 __device__ void multiply_share(const Share& share, const uint8_t* ring, const uint8_t* x, int64_t x_pitch, float* partial,
-                               uint32_t full, uint32_t empty) {
+                               uint32_t full, uint32_t empty, Finisher<T> finisher) {
   const FewRows& p = share.p;
   const Plan& plan = share.plan;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
@@ -258,8 +254,6 @@ __device__ void multiply_share(const Share& share, const uint8_t* ring, const ui
   ring += group * pitch(STAGE_INPUTS) + quarter * 16;
   Turn turn;
   for (int tile = 0; tile < share.tiles; tile++) {
-    Finisher<T> finisher;
-    if (warp == tile % WARPS) finisher.load(share, tile);
     float sums[4][4] = {};
     for (int begin = 0; begin < p.inputs; begin += STAGE_INPUTS) {
       wait(full + 8 * turn.stage, turn.phase);
@@ -276,7 +270,10 @@ __device__ void multiply_share(const Share& share, const uint8_t* ring, const ui
       if (column < p.rows) mine[tile_row * p.rows + column] = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
     }
     sync_multipliers();
-    if (warp == tile % WARPS) finisher.finish_tile(share, tile, partial + tile % 2 * WARPS * TILE * p.rows);
+    if (warp == tile % WARPS) {
+      finisher.finish_tile(share, tile, partial + tile % 2 * WARPS * TILE * p.rows);
+      finisher.load(share, tile + WARPS);
+    }
   }
 }
 #endif
@@ -287,11 +284,12 @@ __global__ void __launch_bounds__(32 * (WARPS + 1), 3) streamed_kernel(const __g
                                                                       const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ float squares[WARPS][MOST_ROWS];
+  let_next_begin();
   const uint32_t full = shared_address(shared), empty = full + 8 * MOST_STAGES;
   uint8_t* ring = shared + BARRIER_BYTES;
   uint8_t* x = ring + plan.stages * plan.stage_bytes;
-  float* partial = reinterpret_cast<float*>(x + p.rows * plan.x_pitch);
+  uint8_t* norm_weight = x + p.rows * plan.x_pitch;
+  float* partial = reinterpret_cast<float*>(norm_weight + (p.norm_weight ? plan.x_pitch : 0));
   const Share share(p, plan);
   if (threadIdx.x == 32 * WARPS) {
     for (int i = 0; i < plan.stages; i++) init_barrier(full + 8 * i, 1), init_barrier(empty + 8 * i, WARPS);
@@ -299,12 +297,24 @@ __global__ void __launch_bounds__(32 * (WARPS + 1), 3) streamed_kernel(const __g
   }
   __syncthreads();
   if (threadIdx.x >= 32 * WARPS) return copy_weights<T>(share, shared_address(ring), full, empty);
+  if (p.norm_weight) {
+    copy_vectors(static_cast<const uint8_t*>(p.norm_weight), 0, norm_weight, 0, 1, p.inputs / 8);
+    sync_multipliers();
+  }
   wait_for_previous();
+  Finisher<T> finisher;
+  finisher.load(share, threadIdx.x / 32);
+  const uint8_t* rows = static_cast<const uint8_t*>(p.x);
+  const int64_t rows_pitch = p.x_stride * sizeof(T);
   if (plan.x_pitch) {
-    load_x<T>(p, plan, x, squares);
-    multiply_share<T>(share, ring, x, plan.x_pitch, partial, full, empty);
+    if (p.norm_weight)
+      norm_row<T>(p, norm_weight, x + threadIdx.x / 32 * plan.x_pitch);
+    else
+      copy_vectors(rows, rows_pitch, x, plan.x_pitch, p.rows, p.inputs / 8);
+    sync_multipliers();
+    multiply_share<T>(share, ring, x, plan.x_pitch, partial, full, empty, finisher);
   } else {
-    multiply_share<T>(share, ring, static_cast<const uint8_t*>(p.x), p.x_stride * sizeof(T), partial, full, empty);
+    multiply_share<T>(share, ring, rows, rows_pitch, partial, full, empty, finisher);
   }
 #endif
 }
@@ -386,7 +396,7 @@ cudaError_t launch_streamed(const FewRows& p, Plan plan, cudaStream_t stream) {
   plan.tile_rows = p.is_gated ? TILE : min(TILE, ceil_div(share, 8) * 8);
   plan.stage_bytes = plan.tile_rows * pitch(STAGE_INPUTS);
   plan.x_pitch = p.rows * pitch(p.inputs) <= X_BYTES ? pitch(p.inputs) : 0;
-  const int others = BARRIER_BYTES + p.rows * plan.x_pitch + 2 * WARPS * TILE * p.rows * int(sizeof(float));
+  const int others = BARRIER_BYTES + (p.rows + (p.norm_weight != nullptr)) * plan.x_pitch + 2 * WARPS * TILE * p.rows * int(sizeof(float));
   const int room = max((SHARED_BYTES - others) / plan.stage_bytes, FEWEST_STAGES);
   plan.stages = min(min(room, MOST_STAGES), ceil_div(share, tile_units) * ceil_div(p.inputs, STAGE_INPUTS));
   const int bytes = others + plan.stages * plan.stage_bytes;

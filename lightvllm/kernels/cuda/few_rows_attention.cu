@@ -18,6 +18,8 @@
 namespace lightvllm::cuda {
 namespace {
 
+namespace cg = cooperative_groups;
+
 constexpr int SPLITS = 8;  // blocks of a cluster
 constexpr int WARPS = 8;
 constexpr int TILE = 16;         // tokens that a warp works on at a time
@@ -33,8 +35,8 @@ constexpr int VALUE_PITCH = 2 * HEAD_DIM + 16;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 template <int HEAD_DIM>
 struct Shared {
-  float sums[MOST_HEADS][HEAD_DIM];  // of this block, for the cluster
-  float peaks[MOST_HEADS], totals[MOST_HEADS];
+  float sums[SPLITS][MOST_HEADS * HEAD_DIM / SPLITS];  // what each block of the cluster found, of this block's part
+  float peaks[SPLITS][MOST_HEADS], totals[SPLITS][MOST_HEADS];
   float partial_peaks[PARTIALS][MOST_HEADS], partial_totals[PARTIALS][MOST_HEADS];
   alignas(16) uint16_t heads[MOST_HEADS + 2][HEAD_DIM];  // queries, the new key, the new value
 };
@@ -45,10 +47,13 @@ __device__ void make_head(const FewRowsAttention& p, int row, int index, const T
   constexpr int HALF = HEAD_DIM / 2, PAIRS = HALF / 32;
   const int lane = threadIdx.x % 32;
   const T* from = static_cast<const T*>(p.qkv) + row * p.qkv_stride + index * HEAD_DIM;
-  float first[PAIRS], second[PAIRS], squares = 0.0f;
+  const float *cos = p.cos + row * HEAD_DIM + lane, *sin = p.sin + row * HEAD_DIM + lane;
+  float first[PAIRS], second[PAIRS], cosines[PAIRS][2], sines[PAIRS][2], squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < PAIRS; i++) {
     first[i] = from[lane + 32 * i], second[i] = from[lane + 32 * i + HALF];
+    cosines[i][0] = cos[32 * i], cosines[i][1] = cos[32 * i + HALF];
+    sines[i][0] = sin[32 * i], sines[i][1] = sin[32 * i + HALF];
     squares += first[i] * first[i] + second[i] * second[i];
   }
   if (norm_weight) {
@@ -59,12 +64,11 @@ __device__ void make_head(const FewRowsAttention& p, int row, int index, const T
       second[i] = narrow<T>(second[i] * scale * static_cast<float>(norm_weight[lane + 32 * i + HALF]));
     }
   }
-  const float *cos = p.cos + row * HEAD_DIM, *sin = p.sin + row * HEAD_DIM;
 #pragma unroll
   for (int i = 0; i < PAIRS; i++) {
     const int at = lane + 32 * i;
-    to[at] = narrow<T>(is_rotated ? first[i] * cos[at] - second[i] * sin[at] : first[i]);
-    to[at + HALF] = narrow<T>(is_rotated ? second[i] * cos[at + HALF] + first[i] * sin[at + HALF] : second[i]);
+    to[at] = narrow<T>(is_rotated ? first[i] * cosines[i][0] - second[i] * sines[i][0] : first[i]);
+    to[at + HALF] = narrow<T>(is_rotated ? second[i] * cosines[i][1] + first[i] * sines[i][1] : second[i]);
   }
 }
 
@@ -127,7 +131,7 @@ struct Walk {
     for (int i = 0; i < HEAD_DIM / 32; i++)
       query[i] = *reinterpret_cast<const uint4*>(&queries[group][32 * i + 8 * quarter]);
     while (tile < last) {
-      float scores[2][4] = {};  // of head lane / 4: tokens 2 * quarter and the next, and those 8 further on
+      float scores[2][4] = {}, others[2][4] = {};  // of head lane / 4: tokens 2 * quarter and the next, and those 8 further on
       wait_for_all_but_one();
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -136,8 +140,9 @@ struct Walk {
           const uint4 key = *reinterpret_cast<const uint4*>(keys + (8 * half + group) * KEY_PITCH<HEAD_DIM> + 64 * i +
                                                             16 * quarter);
           multiply(scores[half], T(), query[i].x, 0, query[i].y, 0, key.x, key.y);
-          multiply(scores[half], T(), query[i].z, 0, query[i].w, 0, key.z, key.w);
+          multiply(others[half], T(), query[i].z, 0, query[i].w, 0, key.z, key.w);
         }
+        scores[half][0] += others[half][0], scores[half][1] += others[half][1];
       }
       __syncwarp();
       const int position = start + tile * TILE;
@@ -197,13 +202,16 @@ struct Found {
 };
 
 // What several parts found, as one.
-template <typename Peak, typename Total, typename Sum>
-__device__ Found merge(int parts, Peak peak_of, Total total_of, Sum sum_of) {
+template <int PARTS, typename Peak, typename Total, typename Sum>
+__device__ Found merge(Peak peak_of, Total total_of, Sum sum_of) {
   Found found;
-  for (int i = 0; i < parts; i++) found.peak = fmaxf(found.peak, peak_of(i));
-  for (int i = 0; i < parts; i++) {
-    const float factor = peak_of(i) == -INFINITY ? 0.0f : exp2f(peak_of(i) - found.peak);
-    found.total += factor * total_of(i), found.sum += factor * sum_of(i);
+#pragma unroll
+  for (int i = 0; i < PARTS; i++) found.peak = fmaxf(found.peak, peak_of(i));
+#pragma unroll
+  for (int i = 0; i < PARTS; i++) {
+    const bool is_empty = peak_of(i) == -INFINITY;  // and its sum may be anything
+    const float factor = exp2f(peak_of(i) - found.peak);
+    found.total += is_empty ? 0.0f : factor * total_of(i), found.sum += is_empty ? 0.0f : factor * sum_of(i);
   }
   return found;
 }
@@ -225,31 +233,36 @@ __device__ void add_new_token(const FewRowsAttention& p, int row, int kv_head, i
       score += static_cast<float>(heads[head][i]) * static_cast<float>(key[i]);
       partial[WARPS][head][i] = value[i];
     }
-    shared.partial_peaks[WARPS][head] = warp_sum(score) * p.scale;
-    shared.partial_totals[WARPS][head] = 1.0f;
+    score = warp_sum(score) * p.scale;
+    shared.partial_peaks[WARPS][head] = score, shared.partial_totals[WARPS][head] = 1.0f;
   }
 }
 
+// What the block's warps found, as one, to the blocks of the cluster: each has a part of the numbers of all.
 template <typename T, int HEAD_DIM>
-__device__ void merge_warps(const Walk<T, HEAD_DIM>& walk, int parts, int group_size, Shared<HEAD_DIM>& shared,
-                            float (*partial)[MOST_HEADS][HEAD_DIM]) {
+__device__ void merge_warps(const Walk<T, HEAD_DIM>& walk, int rank, int group_size, Shared<HEAD_DIM>& shared,
+                            float (*partial)[MOST_HEADS][HEAD_DIM], const cg::cluster_group& cluster) {
   const int warp = threadIdx.x / 32, head = threadIdx.x % 32 / 4, quarter = threadIdx.x % 4;
   float total = walk.total;
   total += __shfl_xor_sync(~0u, total, 1);
   total += __shfl_xor_sync(~0u, total, 2);
   shared.partial_peaks[warp][head] = walk.peak, shared.partial_totals[warp][head] = total;
+  if (head < group_size)
 #pragma unroll
-  for (int i = 0; i < HEAD_DIM / 8; i++)
-    *reinterpret_cast<float2*>(&partial[warp][head][8 * i + 2 * quarter]) = {walk.sums[i][0], walk.sums[i][1]};
+    for (int i = 0; i < HEAD_DIM / 8; i++)
+      *reinterpret_cast<float2*>(&partial[warp][head][8 * i + 2 * quarter]) = {walk.sums[i][0], walk.sums[i][1]};
   __syncthreads();
   for (int i = threadIdx.x; i < group_size * HEAD_DIM; i += 32 * WARPS) {
     const int of_head = i / HEAD_DIM, dim = i % HEAD_DIM;
-    const Found found = merge(
-        parts, [&](int part) { return shared.partial_peaks[part][of_head]; },
+    const Found found = merge<PARTIALS>(
+        [&](int part) { return shared.partial_peaks[part][of_head]; },
         [&](int part) { return shared.partial_totals[part][of_head]; },
         [&](int part) { return partial[part][of_head][dim]; });
-    if (dim == 0) shared.peaks[of_head] = found.peak, shared.totals[of_head] = found.total;
-    shared.sums[of_head][dim] = found.sum;
+    *cluster.map_shared_rank(&shared.sums[rank][i / SPLITS], i % SPLITS) = found.sum;
+    if (dim < SPLITS) {
+      *cluster.map_shared_rank(&shared.peaks[rank][of_head], dim) = found.peak;
+      *cluster.map_shared_rank(&shared.totals[rank][of_head], dim) = found.total;
+    }
   }
 }
 #endif
@@ -265,9 +278,11 @@ template <typename T, int HEAD_DIM>
 __global__ void CLUSTER __launch_bounds__(32 * WARPS)
     few_rows_attention_kernel(const __grid_constant__ FewRowsAttention p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  namespace cg = cooperative_groups;
   extern __shared__ __align__(128) uint8_t tiles[];
   __shared__ Shared<HEAD_DIM> shared;
+  let_next_begin();
+  const cg::cluster_group cluster = cg::this_cluster();
+  cluster.barrier_arrive();
   const int rank = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS % p.num_kv_heads;
   const int row = blockIdx.x / SPLITS / p.num_kv_heads, warp = threadIdx.x / 32;
   const int group_size = p.num_heads / p.num_kv_heads, seq_len = p.seq_lens[row], end = seq_len - 1;
@@ -279,39 +294,34 @@ __global__ void CLUSTER __launch_bounds__(32 * WARPS)
   const int64_t offset = walk.offset();
   walk.copy_keys(offset);
   walk.copy_values(offset);
-  let_next_begin();
-  wait_for_previous();
-
   T (*heads)[HEAD_DIM] = reinterpret_cast<T(*)[HEAD_DIM]>(shared.heads);
-  for (int i = warp; i < MOST_HEADS + 2; i += WARPS) {
-    const bool is_query = i < MOST_HEADS;
-    if (is_query && i >= group_size) {
-      for (int j = threadIdx.x % 32; j < HEAD_DIM; j += 32) heads[i][j] = narrow<T>(0.0f);
-      continue;
-    }
-    const int index = is_query ? kv_head * group_size + i : p.num_heads + kv_head + (i - MOST_HEADS) * p.num_kv_heads;
-    const void* weight = is_query ? p.query_weight : i == MOST_HEADS ? p.key_weight : nullptr;
-    make_head<T, HEAD_DIM>(p, row, index, static_cast<const T*>(weight), i <= MOST_HEADS, heads[i]);
+  for (int i = threadIdx.x; i < (MOST_HEADS - group_size) * HEAD_DIM; i += 32 * WARPS)
+    heads[group_size][i] = narrow<T>(0.0f);  // queries that are not there
+  wait_for_previous();
+  for (int i = warp; i < group_size + 2; i += WARPS) {  // queries, key, value
+    const int other = i - group_size, index = other < 0 ? kv_head * group_size + i : p.num_heads + kv_head + other * p.num_kv_heads;
+    const void* weight = other < 0 ? p.query_weight : other == 0 ? p.key_weight : nullptr;
+    make_head<T, HEAD_DIM>(p, row, index, static_cast<const T*>(weight), other < 1, heads[other < 0 ? i : MOST_HEADS + other]);
   }
   __syncthreads();
   walk.run(shared.heads);
   __syncthreads();  // now the tiles make room for what the warps found
   float (*partial)[MOST_HEADS][HEAD_DIM] = reinterpret_cast<float(*)[MOST_HEADS][HEAD_DIM]>(tiles);
-  if (rank == 0) add_new_token<T, HEAD_DIM>(p, row, kv_head, group_size, shared, partial);
-  merge_warps<T, HEAD_DIM>(walk, rank == 0 ? PARTIALS : WARPS, group_size, shared, partial);
-
-  cg::cluster_group cluster = cg::this_cluster();
+  if (rank == 0)
+    add_new_token<T, HEAD_DIM>(p, row, kv_head, group_size, shared, partial);
+  else if (threadIdx.x < MOST_HEADS)
+    shared.partial_peaks[WARPS][threadIdx.x] = -INFINITY, shared.partial_totals[WARPS][threadIdx.x] = 0.0f;
+  cluster.barrier_wait();  // by now all blocks of the cluster have begun
+  merge_warps<T, HEAD_DIM>(walk, rank, group_size, shared, partial, cluster);
   cluster.sync();
-  for (int i = threadIdx.x * SPLITS + rank; i < group_size * HEAD_DIM; i += 32 * WARPS * SPLITS) {
-    const int head = i / HEAD_DIM, dim = i % HEAD_DIM;
-    const Found found = merge(
-        SPLITS, [&](int part) { return *cluster.map_shared_rank(&shared.peaks[head], part); },
-        [&](int part) { return *cluster.map_shared_rank(&shared.totals[head], part); },
-        [&](int part) { return *cluster.map_shared_rank(&shared.sums[head][dim], part); });
-    static_cast<T*>(p.y)[(static_cast<int64_t>(row) * p.num_heads + kv_head * group_size) * HEAD_DIM + i] =
+  for (int i = threadIdx.x; i < group_size * HEAD_DIM / SPLITS; i += 32 * WARPS) {
+    const int number = i * SPLITS + rank, head = number / HEAD_DIM;
+    const Found found = merge<SPLITS>(
+        [&](int part) { return shared.peaks[part][head]; }, [&](int part) { return shared.totals[part][head]; },
+        [&](int part) { return shared.sums[part][i]; });
+    static_cast<T*>(p.y)[(static_cast<int64_t>(row) * p.num_heads + kv_head * group_size) * HEAD_DIM + number] =
         narrow<T>(found.sum / found.total);
   }
-  cluster.sync();  // nobody leaves while another reads from it
 #endif
 }
 
