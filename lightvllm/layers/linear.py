@@ -119,7 +119,7 @@ class Linear(Module):
     def set_product(self, product: Product) -> None:
         """Multiply in this way, without a weight."""
         self.product = product
-        self.weight = None
+        self.weight, self.has_few_rows = None, False
 
     def pack(self, bits: int | None = None) -> None:
         """Make the layer ready for serving; the plain weight is let go. One that a checkpoint had quantized is ready.
