@@ -95,7 +95,9 @@ def _decode(way: str, call: Callable, requests: int, seq_len: int, heads: int = 
     def make() -> Inputs:
         table = block_table(requests, seq_len)
         lengths = torch.full((requests,), seq_len, dtype=torch.int32)
-        return random(requests, heads, DIM), *kv_cache(is_int8), table, lengths, seq_len, SCALE, 0
+        # Zeros that the engine makes once for all layers.
+        arrivals = (torch.zeros(requests, KV_HEADS, dtype=torch.int32),) if way == "triton" else ()
+        return random(requests, heads, DIM), *kv_cache(is_int8), table, lengths, seq_len, SCALE, 0, *arrivals
 
     def expected(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, *_: object) -> Tensor:
         ones = torch.ones(requests, dtype=torch.int64)

@@ -99,7 +99,7 @@ def _waits(works: Iterable[Work]) -> Iterable[float]:
 
 def short_name(name: str) -> str:
     """A kernel's name without its types: of a template that wraps another one, the inner."""
-    name = name.removeprefix("void ")
+    name = name.removeprefix("void ").replace("(anonymous namespace)::", "")
     inner = re.search(r"(\w*(?:Functor|_kernel_impl|Ops?)\w*)[<>,(]", name) if name.startswith("at::native") else None
     outer = re.split(r"[<(]", name)[0]
     return (f"{outer} {inner[1]}" if inner else outer)[:NAME_LEN]

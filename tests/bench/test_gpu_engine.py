@@ -154,6 +154,8 @@ class TestTimeline:
     def test_names(self) -> None:
         wrapped = "void at::native::elementwise_kernel<4, at::native::CUDAFunctor_add<float>>(int)"
         assert gpu_timeline.short_name(wrapped) == "at::native::elementwise_kernel CUDAFunctor_add"
+        ours = "void lightvllm::cuda::(anonymous namespace)::rms_norm<(lightvllm::cuda::Type)2, 4>(float const*, int)"
+        assert gpu_timeline.short_name(ours) == "lightvllm::cuda::rms_norm"
         assert gpu_timeline.short_name("_paged_decode") == "_paged_decode"
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_attention_cases
@@ -112,6 +113,7 @@ def test_a_share_is_of_the_rate_that_bounds() -> None:
     assert RATES.limit(4e9, 1.6e12) == "matrix"
     assert "85% of copy     85% met" in str(row("a", "b", "c", 0.85))
     assert "84% of copy     85% MISSED" in str(row("a", "b", "c", 0.84))
+    assert str(replace(row("a", "b", "c", 0.84), of_equal=0.99)).endswith("99% of an equal one")
     assert "1000 GB/s" in str(row("a", "b", "c", 0.84))
 
 
@@ -149,14 +151,14 @@ def test_a_wrong_kernel_shows(tiny: None) -> None:
 def test_the_summary_takes_the_best_way_and_holds_prefill_against_torch() -> None:
     rows = [
         row("rms_norm", "8B, 4096 tokens", "triton", 0.9),
-        row("rms_norm", "8B, 4096 tokens", "cuda", 0.95),
+        replace(row("rms_norm", "8B, 4096 tokens", "cuda", 0.95), of_equal=0.97),
         row("rms_norm", "8B, 16384 tokens", "cuda", 0.7),
         row("rms_norm", "8B, 1 tokens", "cuda", 0.01, None),
         row("prefill_attention", "8192, 32 heads", "triton", 0.7, None, seconds=2e-3),
         row("prefill_attention", "8192, 32 heads", "torch flash", 0.6, None, seconds=3e-3),
     ]
     assert gpu_kernels.summary(rows) == [
-        "rms_norm           1 of 2 met: 8B, 4096 tokens 95% (cuda), 8B, 16384 tokens 70% (cuda)",
+        "rms_norm           1 of 2 met: 8B, 4096 tokens 95% (cuda, 97% of an equal copy), 8B, 16384 tokens 70% (cuda)",
         "prefill_attention against torch's flash: 8192, 32 heads 1.50x",
     ]
 

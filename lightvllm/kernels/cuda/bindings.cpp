@@ -174,7 +174,7 @@ Tensor paged_attention_v2(Tensor query, Tensor key_cache, Tensor value_cache, Te
   PagedAttention call = call_of(query, key_cache, value_cache, block_table, seq_lens, scale, sliding_window, out, "paged_attention_v2");
   call.splits = paged_attention_splits(tokens, call.kv_heads, sliding_window ? std::min(max_seq_len, sliding_window) : max_seq_len);
   if (call.splits > 1) {
-    partials = torch::stable::new_empty(query, {tokens, heads, call.splits, size + 2}, torch::headeronly::ScalarType::Float);
+    partials = torch::stable::new_empty(query, {tokens * heads * call.splits * (size + 2) + 2}, torch::headeronly::ScalarType::Float);
     call.partials = static_cast<float*>(partials.mutable_data_ptr());
   }
   check(cuda::paged_attention_v2(call, stream_of(query)), "paged_attention_v2");

@@ -59,7 +59,7 @@ struct PagedAttention {
   int64_t sliding_window;  // 0: none
   Type type, cache_type;
   int64_t splits;   // parts that a context is cut into; 1: not cut
-  float* partials;  // [tokens, heads, splits, size + 2], if it is cut
+  float* partials;  // tokens * heads * splits * (size + 2) + 2 floats, if it is cut
   void* out;        // [tokens, heads, size]
 };
 

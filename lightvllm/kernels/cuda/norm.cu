@@ -9,7 +9,7 @@ namespace {
 
 constexpr int KEPT = 4;             // vectors of a row that a thread holds; of longer rows the others are read twice
 constexpr int SMALLEST_BLOCK = 128;
-constexpr int LARGEST_BLOCK = 1024;
+constexpr int LARGEST_BLOCK = 512;  // at which every thread has the registers it wants
 
 // The sum over a row's threads, in each of them; the order depends on nothing but their number.
 __device__ inline float sum_of_row(float x, int threads) {
@@ -50,7 +50,7 @@ __device__ inline Vector<T, WIDTH> sum_of(const Vector<T, WIDTH>& x, const Vecto
 
 // With ADDS x and update are contiguous, and total = x + update takes the place of x.
 template <class T, int WIDTH, bool ADDS>
-__global__ void norm_rows(Heads x, const T* update, const T* weight, T* total, T* out, float eps, int threads) {
+__global__ void __launch_bounds__(LARGEST_BLOCK, 1) norm_rows(Heads x, const T* update, const T* weight, T* total, T* out, float eps, int threads) {
   wait_for_previous();
   let_next_begin();
   const int64_t row = int64_t(blockIdx.x) * (blockDim.x / threads) + threadIdx.x / threads;
@@ -63,12 +63,12 @@ __global__ void norm_rows(Heads x, const T* update, const T* weight, T* total, T
   Vector<T, WIDTH> kept[KEPT], weights[KEPT];
 #pragma unroll
   for (int j = 0; j < KEPT; j++)
-    if (first + j * step < end) kept[j] = load<WIDTH>(from + first + j * step);
+    if (first + j * step < end) kept[j] = load_once<WIDTH>(from + first + j * step);
   if constexpr (ADDS) {
     Vector<T, WIDTH> updates[KEPT];
 #pragma unroll
     for (int j = 0; j < KEPT; j++)
-      if (first + j * step < end) updates[j] = load<WIDTH>(update + first + j * step);
+      if (first + j * step < end) updates[j] = load_once<WIDTH>(update + first + j * step);
 #pragma unroll
     for (int j = 0; j < KEPT; j++)
       if (first + j * step < end) store(total + first + j * step, kept[j] = sum_of(kept[j], updates[j]));

@@ -27,6 +27,18 @@ constexpr int VECTOR_WIDTH = VECTOR_BYTES / int(sizeof(T));
 template <int WIDTH, class T>
 __device__ inline Vector<T, WIDTH> load(const T* from) { return *reinterpret_cast<const Vector<T, WIDTH>*>(from); }
 
+// The same for what is read once: it takes no room in the first cache from what is read again.
+template <int WIDTH, class T>
+__device__ inline Vector<T, WIDTH> load_once(const T* from) {
+  if constexpr (WIDTH * sizeof(T) == VECTOR_BYTES) {
+    uint4 x;
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+    return *reinterpret_cast<const Vector<T, WIDTH>*>(&x);
+  }
+  return load<WIDTH>(from);
+}
+
 template <class T, int WIDTH>
 __device__ inline void store(T* to, const Vector<T, WIDTH>& vector) { *reinterpret_cast<Vector<T, WIDTH>*>(to) = vector; }
 
@@ -47,7 +59,9 @@ __device__ inline __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x);
 
 // The sum over `threads` neighbours, a power of two up to 32, in each of them. All 32 threads of the warp take part.
 __device__ inline float sum_of_neighbours(float x, int threads) {
-  for (int offset = threads / 2; offset; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
+#pragma unroll
+  for (int offset = 16; offset; offset /= 2)
+    if (offset < threads) x += __shfl_xor_sync(0xffffffff, x, offset);
   return x;
 }
 

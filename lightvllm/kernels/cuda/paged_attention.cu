@@ -124,35 +124,58 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ PagedA
   put_together<T, WARPS>(call, row, blockIdx.y, numbers[0], LARGEST_HEAD, largests, sums, 1, threadIdx.x, THREADS);
 }
 
-// A block for each token and head; its warps share the splits.
-template <class T>
+// A block for each token and head; its warps share the splits, and each thread has NUMBERS neighbours of the result.
+template <class T, int NUMBERS>
 __global__ void __launch_bounds__(THREADS) join_splits(const __grid_constant__ PagedAttention call) {
-  constexpr int NUMBERS = LARGEST_HEAD / 32;
-  __shared__ float numbers[WARPS][LARGEST_HEAD], largests[WARPS], sums[WARPS];
+  constexpr int AT_ONCE = 4;  // splits that a thread asks for before it uses the first
+  __shared__ float weights[MOST_SPLITS], numbers[WARPS][LARGEST_HEAD];
   wait_for_previous();
   let_next_begin();
   const int64_t row = blockIdx.x;
   const int size = call.query.size, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float sum_of_values[NUMBERS] = {}, largest = LOWEST, sum = 0;
-  for (int split = warp; split < call.splits; split += WARPS) {
-    const Keys keys = keys_of(call, row / call.query.heads, split);
-    if (keys.begin >= keys.end) break;  // nor have those behind it
-    const float* partial = call.partials + (row * call.splits + split) * (size + PARTIAL_EXTRA);
-    const float overall = fmaxf(largest, partial[size]), keep = exp2f(largest - overall);
-    const float weight = exp2f(partial[size] - overall);
-    largest = overall, sum = sum * keep + weight * partial[size + 1];
+  const Keys keys = keys_of(call, row / call.query.heads);
+  const int used = ceil_div(keys.end - keys.begin, max(keys_each(call, keys), 1));
+  // Every warp adds up all splits' totals: that is quicker than to tell the others.
+  float2 totals[MOST_SPLITS / 32];
+  float overall = LOWEST, sum = 0;
 #pragma unroll
-    for (int i = 0; i < NUMBERS; i++)
-      if (lane + i * 32 < size) sum_of_values[i] = sum_of_values[i] * keep + weight * partial[lane + i * 32];
+  for (int i = 0; i < MOST_SPLITS / 32; i++) {
+    totals[i] = lane + 32 * i < used ? totals_of(call)[row * call.splits + lane + 32 * i] : float2{LOWEST, 0};
+    overall = fmaxf(overall, totals[i].x);
   }
+  for (int offset = 16; offset; offset /= 2) overall = fmaxf(overall, __shfl_xor_sync(0xffffffff, overall, offset));
 #pragma unroll
-  for (int i = 0; i < NUMBERS; i++)
-    if (lane + i * 32 < size) numbers[warp][lane + i * 32] = sum_of_values[i];
-  if (lane == 0) largests[warp] = largest, sums[warp] = sum;
+  for (int i = 0; i < MOST_SPLITS / 32; i++) {
+    const float weight = exp2f(totals[i].x - overall);
+    sum += weight * totals[i].y;
+    if (warp == 0) weights[lane + 32 * i] = weight;
+  }
+  sum = sum_of_neighbours(sum, 32);
   __syncthreads();
-  PagedAttention whole = call;
-  whole.splits = 1;
-  put_together<T, WARPS>(whole, row, 0, numbers[0], LARGEST_HEAD, largests, sums, 1, threadIdx.x, THREADS);
+
+  for (int place = lane * NUMBERS; place < size; place += 32 * NUMBERS) {
+    const float* partials = sums_of(call) + row * call.splits * size + place;
+    float result[NUMBERS] = {};
+    for (int start = warp; start < used; start += WARPS * AT_ONCE) {
+      Vector<float, NUMBERS> parts[AT_ONCE] = {};
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++)
+        if (start + j * WARPS < used) parts[j] = load<NUMBERS>(partials + int64_t(start + j * WARPS) * size);
+#pragma unroll
+      for (int i = 0; i < AT_ONCE * NUMBERS; i++)
+        if (start + i / NUMBERS * WARPS < used)
+          result[i % NUMBERS] += weights[start + i / NUMBERS * WARPS] * parts[i / NUMBERS].at[i % NUMBERS];
+    }
+#pragma unroll
+    for (int i = 0; i < NUMBERS; i++) numbers[warp][place + i] = result[i];
+  }
+  __syncthreads();
+  for (int place = threadIdx.x; place < size; place += THREADS) {
+    float number = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) number += numbers[i][place];
+    static_cast<T*>(call.out)[row * size + place] = narrow<T>(number / sum);
+  }
 }
 
 template <class T, class C, int WIDTH, int PIECES>
@@ -183,17 +206,22 @@ cudaError_t paged_attention_v1(const PagedAttention& call, cudaStream_t stream) 
   return attend_any(call, stream);
 }
 
+// The multiprocessors take up blocks in waves; a wave takes as long as one block, that is as its keys and its beginning.
 int64_t paged_attention_splits(int64_t requests, int64_t kv_heads, int64_t max_seq_len) {
-  constexpr int64_t BLOCKS_EACH = 24, FEWEST_KEYS = 256, MOST = 64;
+  constexpr int64_t BLOCKS_EACH = 6, BEGINNING = 64;  // of a multiprocessor, as its registers allow; in keys
   static const int multiprocessors = [] {
     int device = 0, count = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
     return count;
   }();
-  // Blocks of one multiprocessor should be so many that the last of them matter little, and each worth its beginning.
-  const int64_t wanted = ceil_div(multiprocessors * BLOCKS_EACH, std::max<int64_t>(requests * kv_heads, 1));
-  return std::clamp<int64_t>(wanted, 1, std::clamp<int64_t>(ceil_div(max_seq_len, FEWEST_KEYS), 1, MOST));
+  int64_t best = 1, shortest = INT64_MAX;
+  for (int64_t splits = 1; splits <= std::min<int64_t>(MOST_SPLITS, ceil_div(max_seq_len, BEGINNING)); splits++) {
+    const int64_t waves = ceil_div(requests * kv_heads * splits, multiprocessors * BLOCKS_EACH);
+    const int64_t time = waves * (ceil_div(max_seq_len, splits) + BEGINNING);
+    if (time < shortest) best = splits, shortest = time;
+  }
+  return best;
 }
 
 cudaError_t paged_attention_v2(const PagedAttention& call, cudaStream_t stream) {
@@ -202,7 +230,9 @@ cudaError_t paged_attention_v2(const PagedAttention& call, cudaStream_t stream) 
   if (error == cudaErrorNotSupported) error = attend_any(call, stream);
   if (error != cudaSuccess || call.splits == 1) return error;
   return for_type(call.type, [&](auto zero) {
-    return launch(join_splits<decltype(zero)>, unsigned(call.query.tokens * call.query.heads), THREADS, 0, stream, call);
+    using T = decltype(zero);
+    return launch(call.query.size % 4 ? join_splits<T, 1> : join_splits<T, 4>, unsigned(call.query.tokens * call.query.heads),
+                  THREADS, 0, stream, call);
   });
 }
 

@@ -16,7 +16,7 @@ constexpr int LARGEST_HEAD = 256;
 constexpr int TILE = 16;                 // keys; splits begin at multiples of it
 constexpr float LOWEST = -FLT_MAX;       // of a softmax that has seen nothing: -inf less -inf would be no number
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr int PARTIAL_EXTRA = 2;         // behind a split's sum of values: its largest score, and its sum of weights
+constexpr int MOST_SPLITS = 64;
 
 struct Keys {
   const int32_t* blocks;
@@ -35,21 +35,38 @@ __device__ inline int64_t request_of(const PagedAttention& call, int64_t token) 
   return low;
 }
 
-// All splits of a token are of one length, but the last; some may have nothing.
-__device__ inline Keys keys_of(const PagedAttention& call, int64_t token, int split) {
+// The keys that a token sees.
+__device__ inline Keys keys_of(const PagedAttention& call, int64_t token) {
   const int64_t request = request_of(call, token);
   int end = call.seq_lens[request];
   if (call.query_starts) end -= call.query_starts[request + 1] - 1 - int(token);
-  const int first = call.sliding_window && call.sliding_window < end ? end - int(call.sliding_window) : 0;
-  const int each = ceil_div(ceil_div(end - first, TILE), int(call.splits)) * TILE;
-  const int begin = first + split * each;
-  return {call.block_table + request * call.table_stride, begin, min(begin + each, end)};
+  const int begin = call.sliding_window && call.sliding_window < end ? end - int(call.sliding_window) : 0;
+  return {call.block_table + request * call.table_stride, begin, end};
+}
+
+// Keys of one split: all have as many, but the last that has some.
+__device__ inline int keys_each(const PagedAttention& call, const Keys& keys) {
+  return ceil_div(ceil_div(keys.end - keys.begin, TILE), int(call.splits)) * TILE;
+}
+
+__device__ inline Keys keys_of(const PagedAttention& call, int64_t token, int split) {
+  const Keys all = keys_of(call, token);
+  const int each = keys_each(call, all), begin = all.begin + split * each;
+  return {all.blocks, begin, min(begin + each, all.end)};
 }
 
 // Where in the cache, counted in tokens, the one at this position lies.
 __device__ inline int64_t slot_of(const PagedAttention& call, const Keys& keys, int position) {
   const unsigned block_size = call.block_size, index = unsigned(position) / block_size;
   return int64_t(keys.blocks[index]) * block_size + (position - index * block_size);
+}
+
+// The largest score of each split, and the sum of its weights: [tokens, heads, splits].
+__device__ inline float2* totals_of(const PagedAttention& call) { return reinterpret_cast<float2*>(call.partials); }
+
+// The sums of weighted values, behind these: [tokens, heads, splits, size], beginning where a vector may.
+__device__ inline float* sums_of(const PagedAttention& call) {
+  return call.partials + ceil_div(call.query.tokens * call.query.heads * call.splits, int64_t(2)) * 4;
 }
 
 // One number of a head's result, whole or of one split: the sum of weighted values.
@@ -60,9 +77,9 @@ __device__ inline void write_number(const PagedAttention& call, int64_t row, int
     static_cast<T*>(call.out)[row * call.query.size + place] = narrow<T>(number / sum);
     return;
   }
-  float* partial = call.partials + (row * call.splits + split) * (call.query.size + PARTIAL_EXTRA);
-  partial[place] = number;
-  if (place == 0) partial[call.query.size] = largest, partial[call.query.size + 1] = sum;
+  const int64_t part = row * call.splits + split;
+  sums_of(call)[part * call.query.size + place] = number;
+  if (place == 0) totals_of(call)[part] = {largest, sum};
 }
 
 // Puts the warps' results for one head together: numbers: [WARPS][...] with `stride` between warps. `row` is token *

@@ -14,7 +14,7 @@
 namespace lightvllm::cuda {
 namespace {
 
-constexpr int WARPS = 4;
+constexpr int WARPS = 2;
 constexpr int THREADS = WARPS * 32;
 constexpr int HEADS = 8;  // of one block
 
@@ -42,21 +42,13 @@ __device__ inline uint32_t transposed(uint32_t x) {
   return x;
 }
 
-// Keys and values are read once: they need no place in the first cache.
-__device__ inline uint4 load_once(const void* from) {
-  uint4 x;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
-  return x;
-}
-
-__device__ inline uint32_t word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+using Words = Vector<uint32_t, 4>;  // eight numbers, two in each
 
 // One warp's way through its keys, 16 at a time.
 template <class T, int SIZE>
 struct Tile {
   static constexpr int KEY_VECTORS = SIZE / 32, VALUE_VECTORS = SIZE / 64;
-  uint4 query[KEY_VECTORS], keys[2][KEY_VECTORS], values[4][VALUE_VECTORS];
+  Words query[KEY_VECTORS], keys[2][KEY_VECTORS], values[4][VALUE_VECTORS];
   float sums_of_values[VALUE_VECTORS][4][4] = {};  // of each product: numbers 8g + 2w and 8g + 2w + 1 of heads 2t, 2t + 1
   float largest[2] = {LOWEST, LOWEST}, sums[2] = {};  // of heads 2t, 2t + 1; the sums of this thread's keys only
 
@@ -65,7 +57,7 @@ struct Tile {
     for (int i = 0; i < 2; i++) {
       const T* head = heads + __shfl_sync(0xffffffff, slot, g + 8 * i) * slot_stride + 8 * t;
 #pragma unroll
-      for (int v = 0; v < KEY_VECTORS; v++) keys[i][v] = load_once(head + 32 * v);
+      for (int v = 0; v < KEY_VECTORS; v++) keys[i][v] = load_once<4>(reinterpret_cast<const uint32_t*>(head + 32 * v));
     }
   }
 
@@ -74,7 +66,7 @@ struct Tile {
     for (int i = 0; i < 4; i++) {
       const T* head = heads + __shfl_sync(0xffffffff, slot, 2 * t + i % 2 + i / 2 * 8) * slot_stride + 8 * g;
 #pragma unroll
-      for (int v = 0; v < VALUE_VECTORS; v++) values[i][v] = load_once(head + 64 * v);
+      for (int v = 0; v < VALUE_VECTORS; v++) values[i][v] = load_once<4>(reinterpret_cast<const uint32_t*>(head + 64 * v));
     }
   }
 
@@ -82,9 +74,9 @@ struct Tile {
   __device__ void score(float (&scores)[4]) const {
 #pragma unroll
     for (int v = 0; v < KEY_VECTORS; v++) {
-      const uint4 &a = keys[0][v], &b = keys[1][v];
-      multiply<T>(scores, a.x, b.x, a.y, b.y, query[v].x, query[v].y);
-      multiply<T>(scores, a.z, b.z, a.w, b.w, query[v].z, query[v].w);
+      const auto &a = keys[0][v].at, &b = keys[1][v].at, &q = query[v].at;
+      multiply<T>(scores, a[0], b[0], a[1], b[1], q[0], q[1]);
+      multiply<T>(scores, a[2], b[2], a[3], b[3], q[2], q[3]);
     }
   }
 
@@ -117,7 +109,7 @@ struct Tile {
     for (int v = 0; v < VALUE_VECTORS; v++)
 #pragma unroll
       for (int w = 0; w < 4; w++) {
-        const uint32_t a = word(values[0][v], w), b = word(values[1][v], w), c = word(values[2][v], w), d = word(values[3][v], w);
+        const uint32_t a = values[0][v].at[w], b = values[1][v].at[w], c = values[2][v].at[w], d = values[3][v].at[w];
         multiply<T>(sums_of_values[v][w], __byte_perm(a, b, LOW), __byte_perm(a, b, HIGH), __byte_perm(c, d, LOW),
                     __byte_perm(c, d, HIGH), first, second);
       }
@@ -149,8 +141,8 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ PagedA
     const T* query = static_cast<const T*>(call.query.data) + token * call.query.token_stride;
 #pragma unroll
     for (int v = 0; v < SIZE / 32; v++)
-      tile.query[v] = g < heads ? *reinterpret_cast<const uint4*>(query + (first_head + g) * call.query.head_stride + 32 * v + 8 * t)
-                                : uint4{};
+      tile.query[v] = g < heads ? load<4>(reinterpret_cast<const uint32_t*>(query + (first_head + g) * call.query.head_stride + 32 * v + 8 * t))
+                                : Words{};
     int slot = slot_at(start), next_slot = slot_at(start + STEP);
     tile.load_keys(key_heads, slot_stride, slot, g, t);
     if (HOLDS_BOTH) tile.load_values(value_heads, slot_stride, slot, g, t);

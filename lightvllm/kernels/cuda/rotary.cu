@@ -19,6 +19,11 @@ __device__ inline Pair<T, WIDTH> load_pair(const T* first, int64_t half) {
   return {load<WIDTH>(first), load<WIDTH>(first + half)};
 }
 
+template <class T, int WIDTH>
+__device__ inline Pair<T, WIDTH> load_pair_once(const T* first, int64_t half) {
+  return {load_once<WIDTH>(first), load_once<WIDTH>(first + half)};
+}
+
 // Rounded once, as the norm alone would be.
 template <class T, int WIDTH>
 __device__ inline void scale(Pair<T, WIDTH>& x, float by, const Pair<T, WIDTH>& weight) {
@@ -49,7 +54,7 @@ __device__ inline float sum_of_squares(const Pair<T, WIDTH>& x) {
 }
 
 // A block has one token. `lanes` neighbouring threads share a head, each with one pair of vectors of it: what a thread
-// reads of cosines and sines serves all heads that it comes to.
+// reads of cosines, sines and weights serves all heads that it comes to.
 template <class T, int WIDTH>
 __global__ void rotate_vectors(Heads x, Rotation by, T* out, int lanes) {
   wait_for_previous();
@@ -60,29 +65,38 @@ __global__ void rotate_vectors(Heads x, Rotation by, T* out, int lanes) {
   const T* from = static_cast<const T*>(x.data) + token * x.token_stride + place;
   out += token * x.heads * x.size + place;
   Pair<float, WIDTH> cos, sin;
+  Pair<T, WIDTH> query_weight, key_weight;
   if (has_place) {
     cos = load_pair<float, WIDTH>(by.cos + token * x.size + place, half);
     sin = load_pair<float, WIDTH>(by.sin + token * x.size + place, half);
+    if (by.query_weight) {
+      query_weight = load_pair<T, WIDTH>(static_cast<const T*>(by.query_weight) + place, half);
+      key_weight = load_pair<T, WIDTH>(static_cast<const T*>(by.key_weight) + place, half);
+    }
   }
-  for (int64_t start = 0; start < x.heads; start += groups * AT_ONCE) {  // the same for all: sums need every thread
+  const int num_heads = x.heads, num_rotated = by.num_heads + by.num_kv_heads;
+  for (int start = 0; start < num_heads; start += groups * AT_ONCE) {  // the same for all: sums need every thread
     Pair<T, WIDTH> heads[AT_ONCE];
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
-      const int64_t head = start + j * groups + group;
+      const int head = start + j * groups + group;
       heads[j] = {};
-      if (has_place && head < x.heads) heads[j] = load_pair<T, WIDTH>(from + head * x.head_stride, half);
+      if (has_place && head < num_heads) heads[j] = load_pair_once<T, WIDTH>(from + head * x.head_stride, half);
+    }
+    if (by.query_weight) {
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++) {
+        const int head = start + j * groups + group;
+        const float sum = sum_of_neighbours(sum_of_squares(heads[j]), lanes), scale_by = rsqrtf(sum / x.size + by.eps);
+        if (head < by.num_heads) scale(heads[j], scale_by, query_weight);
+        else if (head < num_rotated) scale(heads[j], scale_by, key_weight);
+      }
     }
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
-      const int64_t head = start + j * groups + group;
-      const bool is_key = head >= by.num_heads, is_rotated = head < by.num_heads + by.num_kv_heads;
-      if (by.query_weight) {
-        const float sum = sum_of_neighbours(sum_of_squares(heads[j]), lanes);
-        const T* weight = static_cast<const T*>(is_key ? by.key_weight : by.query_weight) + place;
-        if (is_rotated && has_place) scale(heads[j], rsqrtf(sum / x.size + by.eps), load_pair<T, WIDTH>(weight, half));
-      }
-      if (is_rotated) rotate(heads[j], cos, sin);
-      if (has_place && head < x.heads) {
+      const int head = start + j * groups + group;
+      if (head < num_rotated) rotate(heads[j], cos, sin);
+      if (has_place && head < num_heads) {
         store(out + head * x.size, heads[j].first);
         store(out + head * x.size + half, heads[j].second);
       }

@@ -14,19 +14,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from lightvllm.kernels.triton.paged_cache import (
     LOG2_E,
     LOWEST,
+    as_words,
     cache_constants,
-    head_scales,
     load_heads,
+    load_scales,
     slots_of,
 )
 
 MOST_SPLITS = 16  # of a request
-MIN_SPLIT = 256  # keys: with fewer, putting splits together costs more than it saves
-ENOUGH_PROGRAMS = 8192  # to keep all multiprocessors busy until the end
+MIN_SPLIT = 128  # keys: with fewer, putting splits together costs more than it saves
+ENOUGH_PROGRAMS = 16_384  # to keep all multiprocessors busy until the end
 
 
 @triton.jit
@@ -34,8 +36,6 @@ def _attend_split(
     query,
     key_cache,
     value_cache,
-    key_scales,
-    value_scales,
     table,
     first,
     last,
@@ -57,21 +57,19 @@ def _attend_split(
         positions = start + tl.arange(0, TILE)
         is_there = positions < last
         slots = slots_of(table, positions, is_there, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE)
-        key = load_heads(key_cache, slots, is_there, HEAD_DIM, DIMS)
-        value = load_heads(value_cache, slots, is_there, HEAD_DIM, DIMS)
-        scores = tl.dot(query, key.to(query.dtype).T, input_precision="ieee")
+        key = load_heads(key_cache, slots, is_there, query.dtype, HEAD_DIM, DIMS)
+        value = load_heads(value_cache, slots, is_there, query.dtype, HEAD_DIM, DIMS)
+        scores = tl.dot(query, key.T, input_precision="ieee")
         if IS_INT8:
-            scores *= tl.load(key_scales + slots // 4, mask=is_there, other=0)[None, :]
+            scores *= load_scales(key_cache, slots, is_there, HEAD_DIM)[None, :]
         scores = tl.where(is_there[None, :], scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
         weights = tl.exp2(scores * scale - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.sum(weights, 1)
         if IS_INT8:
-            weights *= tl.load(value_scales + slots // 4, mask=is_there, other=0)[None, :]
-        values_sum = tl.dot(
-            weights.to(query.dtype), value.to(query.dtype), values_sum * shrink[:, None], input_precision="ieee"
-        )
+            weights *= load_scales(value_cache, slots, is_there, HEAD_DIM)[None, :]
+        values_sum = tl.dot(weights.to(query.dtype), value, values_sum * shrink[:, None], input_precision="ieee")
         peak = new_peak
     return values_sum, total, peak
 
@@ -79,10 +77,8 @@ def _attend_split(
 @triton.jit
 def _paged_decode(
     query,  # [num_decodes, num_heads, head_dim]
-    key_cache,  # [num_blocks, block_size, num_kv_heads, head_dim]
+    key_cache,  # [num_blocks, block_size, num_kv_heads, head_dim], `as_words`
     value_cache,
-    key_scales,  # the caches as `head_scales` sees them
-    value_scales,
     block_table,  # [num_decodes, max_blocks]
     seq_lens,  # [num_decodes]
     output,  # [num_decodes, num_heads, head_dim]
@@ -92,6 +88,7 @@ def _paged_decode(
     scale,
     table_stride,
     query_stride,
+    BEGINS_EARLY: tl.constexpr,
     WINDOW: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a kv head
     ROWS: tl.constexpr,
@@ -106,7 +103,16 @@ def _paged_decode(
     DIMS: tl.constexpr,
     IS_INT8: tl.constexpr,
 ):
+    if BEGINS_EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     kv_head, program, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, DIMS)
+    is_used = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+    # First of all, so that the memory's answers to this and to what follows come together.
+    own_query = query + request.to(tl.int64) * query_stride + kv_head * GROUP * HEAD_DIM
+    own_query = tl.load(own_query + rows[:, None] * HEAD_DIM + dims[None, :], mask=is_used, other=0)
     seq_len = tl.load(seq_lens + request)
     begin = tl.maximum(seq_len - WINDOW, 0) if WINDOW else 0
     # Only the request's own length counts here.
@@ -115,23 +121,14 @@ def _paged_decode(
     if program >= num_splits:
         return
 
-    rows = tl.arange(0, ROWS)
-    dims = tl.arange(0, DIMS)
-    is_used = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
-    head = kv_head * GROUP + rows
-    own_query = tl.load(
-        query + request.to(tl.int64) * query_stride + head[:, None] * HEAD_DIM + dims[None, :], mask=is_used, other=0
-    )
     own_output = output + (request.to(tl.int64) * tl.num_programs(0) + kv_head) * GROUP * HEAD_DIM
     place = (request.to(tl.int64) * tl.num_programs(0) + kv_head) * MOST_SPLITS
     peaks = split_sums + tl.num_programs(2).to(tl.int64) * tl.num_programs(0) * MOST_SPLITS * GROUP
 
-    own_scales = (kv_head * HEAD_STRIDE + HEAD_DIM) // 4
     for split in range(program, num_splits, tl.num_programs(1)):
         first = begin + split * split_len
         values_sum, total, peak = _attend_split(
             own_query, key_cache + kv_head * HEAD_STRIDE, value_cache + kv_head * HEAD_STRIDE,
-            key_scales + own_scales, value_scales + own_scales,
             block_table + request.to(tl.int64) * table_stride, first, tl.minimum(first + split_len, seq_len), scale,
             TILE, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE, HEAD_DIM, DIMS, IS_INT8,
         )  # fmt: skip
@@ -168,19 +165,23 @@ def _put_together(
     DIMS: tl.constexpr,
 ):
     """One softmax of a kv head's splits: weights are shrunk to the highest score of all, and summed."""
-    splits = tl.arange(0, MOST_SPLITS)
+    # Some rows at a time, [splits, rows, dims], or they would not fit into registers.
+    AT_ONCE: tl.constexpr = min(4, triton.next_power_of_2(GROUP))
+    splits = tl.arange(0, MOST_SPLITS)[:, None]
     dims = tl.arange(0, DIMS)
-    is_there = splits < num_splits
-    for row in tl.static_range(GROUP):
-        here = splits * GROUP + row
+    for first in tl.static_range(0, GROUP, AT_ONCE):
+        rows = first + tl.arange(0, AT_ONCE)
+        here = splits * GROUP + rows[None, :]
+        is_there = (splits < num_splits) & (rows[None, :] < GROUP)
         peak = tl.load(split_peaks + here, mask=is_there, other=LOWEST, cache_modifier=".cg")
         total = tl.load(split_totals + here, mask=is_there, other=0, cache_modifier=".cg")
         values = tl.load(
-            split_values + here[:, None] * DIMS + dims[None, :], mask=is_there[:, None], other=0, cache_modifier=".cg"
+            split_values + here[:, :, None] * DIMS + dims, mask=is_there[:, :, None], other=0, cache_modifier=".cg"
         )
-        shrink = tl.exp2(peak - tl.max(peak, 0))
-        result = tl.sum(values * shrink[:, None], 0) / tl.sum(total * shrink, 0)
-        tl.store(output + row * HEAD_DIM + dims, result.to(output.dtype.element_ty), mask=dims < HEAD_DIM)
+        shrink = tl.exp2(peak - tl.max(peak, 0)[None, :])
+        result = tl.sum(values * shrink[:, :, None], 0) / tl.sum(total * shrink, 0)[:, None]
+        is_used = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
+        tl.store(output + rows[:, None] * HEAD_DIM + dims[None, :], result.to(output.dtype.element_ty), mask=is_used)
 
 
 def paged_decode(
@@ -220,6 +221,7 @@ def paged_decode(
         return output
     assert query.stride()[1:] == (head_dim, 1)
     assert block_table.stride(1) == 1
+    key_cache, value_cache = as_words(key_cache), as_words(value_cache)
     constants = cache_constants(key_cache, value_cache, head_dim)
     longest = min(max_seq_len, sliding_window or max_seq_len)
     num_programs = min(
@@ -232,17 +234,24 @@ def paged_decode(
     places = (num_decodes, num_kv_heads, most_splits, group)
     split_values = torch.empty(*places, constants["DIMS"], dtype=torch.float32, device=query.device)
     split_sums = torch.empty(2, *places, dtype=torch.float32, device=query.device)
+    early = begins_early(query.device)
     _paged_decode[(num_kv_heads, num_programs, num_decodes)](
-        query, key_cache, value_cache, head_scales(key_cache), head_scales(value_cache), block_table, seq_lens, output,
+        query, key_cache, value_cache, block_table, seq_lens, output,
         split_values, split_sums, arrivals, scale * LOG2_E, block_table.stride(0), query.stride(0),
-        WINDOW=sliding_window, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), MIN_SPLIT=MIN_SPLIT,
-        MOST_SPLITS=MOST_SPLITS, **constants, **decode_config(query.dtype, head_dim),
+        BEGINS_EARLY=early, WINDOW=sliding_window, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
+        MIN_SPLIT=MIN_SPLIT, MOST_SPLITS=MOST_SPLITS, launch_pdl=early, **constants,
+        **decode_config(query.dtype, head_dim),
     )  # fmt: skip
     return output
+
+
+def begins_early(device: torch.device) -> bool:
+    """Whether the kernel may be launched before the one ahead of it has ended, which it then waits for itself."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def decode_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     """Keys of a tile, and how a program runs."""
     if dtype == torch.float32:
         return {"TILE": 32, "num_warps": 4, "num_stages": 2}
-    return {"TILE": 64 if head_dim <= 128 else 32, "num_warps": 4, "num_stages": 4}
+    return {"TILE": 32, "num_warps": 1, "num_stages": 5}

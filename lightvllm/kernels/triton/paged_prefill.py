@@ -17,9 +17,10 @@ from torch import Tensor
 from lightvllm.kernels.triton.paged_cache import (
     LOG2_E,
     LOWEST,
+    as_words,
     cache_constants,
-    head_scales,
     load_heads,
+    load_scales,
     slots_of,
 )
 
@@ -33,8 +34,6 @@ def _attend_tiles(
     positions,
     key_cache,
     value_cache,
-    key_scales,
-    value_scales,
     table,
     first,
     last,
@@ -58,10 +57,10 @@ def _attend_tiles(
         keys = start + tl.arange(0, TILE)
         is_there = keys < end if IS_MASKED else None
         slots = slots_of(table, keys, is_there, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE)
-        key = load_heads(key_cache, slots, is_there, HEAD_DIM, DIMS)
-        scores = tl.dot(query, key.to(query.dtype).T, input_precision="ieee")
+        key = load_heads(key_cache, slots, is_there, query.dtype, HEAD_DIM, DIMS)
+        scores = tl.dot(query, key.T, input_precision="ieee")
         if IS_INT8:
-            scores *= tl.load(key_scales + slots // 4, mask=is_there)[None, :]
+            scores *= load_scales(key_cache, slots, is_there, HEAD_DIM)[None, :]
         if IS_MASKED:
             is_seen = keys[None, :] <= positions[:, None]
             if WINDOW:
@@ -72,13 +71,11 @@ def _attend_tiles(
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.sum(weights, 1)
         if IS_INT8:
-            weights *= tl.load(value_scales + slots // 4, mask=is_there)[None, :]
+            weights *= load_scales(value_cache, slots, is_there, HEAD_DIM)[None, :]
             if IS_MASKED:
                 weights = tl.where(is_seen, weights, 0)  # 0 * NaN is NaN
-        value = load_heads(value_cache, slots, is_there, HEAD_DIM, DIMS)
-        values_sum = tl.dot(
-            weights.to(query.dtype), value.to(query.dtype), values_sum * shrink[:, None], input_precision="ieee"
-        )
+        value = load_heads(value_cache, slots, is_there, query.dtype, HEAD_DIM, DIMS)
+        values_sum = tl.dot(weights.to(query.dtype), value, values_sum * shrink[:, None], input_precision="ieee")
         peak = new_peak
     return values_sum, total, peak
 
@@ -86,10 +83,8 @@ def _attend_tiles(
 @triton.jit
 def _paged_prefill(
     query,  # [num_tokens, num_heads, head_dim]
-    key_cache,  # [num_blocks, block_size, num_kv_heads, head_dim]
+    key_cache,  # [num_blocks, block_size, num_kv_heads, head_dim], `as_words`
     value_cache,
-    key_scales,  # the caches as `head_scales` sees them
-    value_scales,
     block_table,  # [num_requests, max_blocks]
     query_starts,  # [num_requests + 1]
     seq_lens,  # [num_requests]
@@ -135,8 +130,6 @@ def _paged_prefill(
     peak = tl.full([ROWS], LOWEST, tl.float32)
     key_cache += kv_head * HEAD_STRIDE
     value_cache += kv_head * HEAD_STRIDE
-    key_scales += (kv_head * HEAD_STRIDE + HEAD_DIM) // 4
-    value_scales += (kv_head * HEAD_STRIDE + HEAD_DIM) // 4
     table = block_table + request.to(tl.int64) * table_stride
     seen_by_first = computed + part * TOKENS + 1  # keys
     end = computed + last_token + 1
@@ -145,11 +138,11 @@ def _paged_prefill(
     else:
         start = seen_by_first // TILE * TILE
         values_sum, total, peak = _attend_tiles(
-            own_query, values_sum, total, peak, positions, key_cache, value_cache, key_scales, value_scales, table,
+            own_query, values_sum, total, peak, positions, key_cache, value_cache, table,
             0, start, end, scale, False, WINDOW, TILE, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE, HEAD_DIM, DIMS, IS_INT8,
         )  # fmt: skip
     values_sum, total, peak = _attend_tiles(
-        own_query, values_sum, total, peak, positions, key_cache, value_cache, key_scales, value_scales, table,
+        own_query, values_sum, total, peak, positions, key_cache, value_cache, table,
         start, end, end, scale, True, WINDOW, TILE, BLOCK_SIZE, BLOCK_STRIDE, SLOT_STRIDE, HEAD_DIM, DIMS, IS_INT8,
     )  # fmt: skip
 
@@ -201,13 +194,14 @@ def paged_prefill(
             output,
         )  # fmt: skip
         return output
+    key_cache, value_cache = as_words(key_cache), as_words(value_cache)
     constants = cache_constants(key_cache, value_cache, head_dim)
     config = prefill_config(query.dtype, head_dim)
     group = num_heads // num_kv_heads
     config["ROWS"] = max(config["ROWS"], triton.next_power_of_2(group))
     num_parts = triton.cdiv(max_query_len, config["ROWS"] // group)
     _paged_prefill[(num_kv_heads, num_requests, num_parts)](
-        query, key_cache, value_cache, head_scales(key_cache), head_scales(value_cache), block_table, query_starts,
+        query, key_cache, value_cache, block_table, query_starts,
         seq_lens, output, scale * LOG2_E, block_table.stride(0), query.stride(0),
         WINDOW=sliding_window, GROUP=group, **constants, **config,
     )  # fmt: skip
@@ -234,4 +228,4 @@ def prefill_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     """Rows of a program and keys of a tile, and how a program runs."""
     if dtype == torch.float32:
         return {"ROWS": 32, "TILE": 32, "num_warps": 4, "num_stages": 1}
-    return {"ROWS": 128, "TILE": 64, "num_warps": 8 if head_dim > 64 else 4, "num_stages": 3}
+    return {"ROWS": 64, "TILE": 64 if head_dim <= 128 else 32, "num_warps": 4, "num_stages": 3}

@@ -18,7 +18,7 @@ ops = torch.ops.lightvllm_cuda
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DECODES = [(1, n) for n in (1, 2, 15, 16, 17, 64, 65, 257, 1000, 2049)]
-CHUNKS = [(1, 1), (9, 9), (1, 33), (40, 300), (5, 130), (1, 257)]
+CHUNKS = [(1, 2), (9, 9), (1, 33), (40, 300), (5, 130), (1, 257)]
 
 
 @pytest.fixture(autouse=True)
