@@ -365,7 +365,7 @@ class TestOnAGPU:
             llm.generate(prompts, params, use_tqdm=False)
             peak = torch.cuda.max_memory_allocated() - before
             print("steps took", format_bytes(peak), "of", format_bytes(memory.activations))
-            assert 0.25 * memory.activations < peak <= memory.activations
+            assert 0.25 * memory.activations < peak <= memory.activations + memory.graphs
             parts = memory.used + plan.num_blocks * plan.block_bytes
             assert share * total - plan.block_bytes < parts <= share * total
             assert total - torch.cuda.mem_get_info()[0] < (share + 0.02) * total
