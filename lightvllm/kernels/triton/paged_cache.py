@@ -4,6 +4,8 @@ Reference twins: indexing by a block table in `lightvllm.kernels.reference.paged
 tests/kernels/gpu/test_paged_decode.py, test_paged_prefill.py.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -73,7 +75,7 @@ def as_words(cache: Tensor) -> Tensor:
     return cache.view(torch.int32) if cache.dtype == torch.int8 else cache
 
 
-def cache_constants(key_cache: Tensor, value_cache: Tensor, head_dim: int) -> dict[str, int]:
+def cache_constants(key_cache: Tensor, value_cache: Tensor, head_dim: int) -> dict[str, Any]:
     """What a kernel is compiled for, of caches [num_blocks, block_size, num_kv_heads, head_dim] `as_words`.
 
     Strides are constants for the sake of what divides them: it decides how wide the loads are.
