@@ -64,9 +64,10 @@ def load_heads(cache, slots, is_there, dtype: tl.constexpr, HEAD_DIM: tl.constex
 @triton.jit
 def load_scales(cache, slots, is_there, HEAD_DIM: tl.constexpr):
     """What the numbers of an int8 cache's heads are to be multiplied by, [tokens]; zero where not `is_there`."""
-    words = tl.load(cache + slots + HEAD_DIM // 4, mask=is_there)
-    if is_there is not None:
-        words = tl.where(is_there, words, 0)
+    if is_there is None:
+        words = tl.load(cache + slots + HEAD_DIM // 4)
+    else:
+        words = tl.load(cache + slots + HEAD_DIM // 4, mask=is_there, other=0)
     return words.to(tl.float32, bitcast=True)
 
 

@@ -33,21 +33,10 @@ ENOUGH_PROGRAMS = 16_384  # to keep all multiprocessors busy until the end
 
 @triton.jit
 def _attend_split(
-    query,
-    key_cache,
-    value_cache,
-    table,
-    first,
-    last,
-    scale,
-    TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr,
-    SLOT_STRIDE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    IS_INT8: tl.constexpr,
-):
+    query, key_cache, value_cache, table, first, last, scale,
+    TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, IS_INT8: tl.constexpr,
+):  # fmt: skip
     """Of query [ROWS, DIMS] and keys [first, last): the weighted values, the weights' sum, and the highest score."""
     ROWS: tl.constexpr = query.shape[0]
     values_sum = tl.zeros([ROWS, DIMS], tl.float32)
@@ -91,18 +80,10 @@ def _paged_decode(
     BEGINS_EARLY: tl.constexpr,
     WINDOW: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a kv head
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr,
-    SLOT_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    IS_INT8: tl.constexpr,
-):
+    ROWS: tl.constexpr, TILE: tl.constexpr, MIN_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr, HEAD_STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, IS_INT8: tl.constexpr,
+):  # fmt: skip
     if BEGINS_EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -154,19 +135,12 @@ def _paged_decode(
 
 @triton.jit
 def _put_together(
-    split_values,
-    split_totals,
-    split_peaks,
-    output,
-    num_splits,
-    GROUP: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-):
+    split_values, split_totals, split_peaks, output, num_splits,
+    GROUP: tl.constexpr, MOST_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
     """One softmax of a kv head's splits: weights are shrunk to the highest score of all, and summed."""
-    # Some rows at a time, [splits, rows, dims], or they would not fit into registers.
-    AT_ONCE: tl.constexpr = min(4, triton.next_power_of_2(GROUP))
+    # So many rows at a time, [splits, rows, dims], as fit into a warp's registers.
+    AT_ONCE: tl.constexpr = min(triton.next_power_of_2(GROUP), max(1, 4096 // (MOST_SPLITS * DIMS)))
     splits = tl.arange(0, MOST_SPLITS)[:, None]
     dims = tl.arange(0, DIMS)
     is_there = splits < num_splits

@@ -27,28 +27,11 @@ from lightvllm.kernels.triton.paged_cache import (
 
 @triton.jit
 def _attend_tiles(
-    query,
-    values_sum,
-    total,
-    peak,
-    positions,
-    key_cache,
-    value_cache,
-    table,
-    first,
-    last,
-    end,
-    scale,
-    IS_MASKED: tl.constexpr,
-    WINDOW: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr,
-    SLOT_STRIDE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
+    query, values_sum, total, peak, positions, key_cache, value_cache, table, first, last, end, scale,
+    IS_MASKED: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
     IS_INT8: tl.constexpr,
-):
+):  # fmt: skip
     """Take the tiles of keys [first, last) into the running softmax of query [ROWS, DIMS].
 
     Only with IS_MASKED may there be keys that a row does not see, or that are not there: those from `end` on.
@@ -94,16 +77,10 @@ def _paged_prefill(
     query_stride,
     WINDOW: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a kv head
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr,
-    SLOT_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    IS_INT8: tl.constexpr,
-):
+    ROWS: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr, HEAD_STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, IS_INT8: tl.constexpr,
+):  # fmt: skip
     TOKENS: tl.constexpr = ROWS // GROUP
     kv_head, request = tl.program_id(0), tl.program_id(1)
     part = tl.num_programs(2) - 1 - tl.program_id(2)  # the last tokens see most keys: they begin first
