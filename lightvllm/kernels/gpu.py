@@ -28,7 +28,10 @@ TRITON_TWINS: dict[str, tuple[str, str]] = {
     "quantized_linear": ("quantized_linear", "quantized_linear"),
 }
 # Ops of the compiled library that have the signature of the op of the same name in `lightvllm.kernels.SCHEMAS`.
-CUDA_TWINS: tuple[str, ...] = ()
+CUDA_TWINS: tuple[str, ...] = (
+    "embedding", "rms_norm", "add_rms_norm", "rotary", "rotary_qkv", "silu_and_mul", "write_kv", "few_rows_linear",
+    "few_rows_attention",
+)  # fmt: skip
 
 
 @cache

@@ -81,9 +81,14 @@ class Copy:
         self.run("-m", "ruff", "format", "--no-cache", "--check", "--diff", *files)
 
 
+def titled_blocks(page: str) -> list[Block]:
+    """A page's code blocks with a title."""
+    return [Block(*found) for found in _BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))]
+
+
 def follow(page: str, root: Path) -> Copy:
     """Do what the page says in a copy of the repository, made in the empty folder `root`."""
-    blocks = [Block(*found) for found in _BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))]
+    blocks = titled_blocks(page)
     large = shutil.ignore_patterns("__pycache__", "default_model", "golden")
     for folder in ("lightvllm", "tests"):
         shutil.copytree(ROOT / folder, root / folder, ignore=large)

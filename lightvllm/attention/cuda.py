@@ -1,0 +1,79 @@
+"""Paged attention through the compiled CUDA kernels, `lightvllm/kernels/cuda/paged_attention*.cu`.
+
+Reference twin: `lightvllm.kernels.reference.paged_attention`; test: tests/attention/test_cuda.py.
+
+Decodes go through v2, which cuts long contexts into parts that fill the GPU, or v1, a block for each token and head.
+Chunks go through Triton's paged prefill; where there is no Triton, v1 takes each of their tokens as a decode.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from lightvllm.attention.base import AttentionLayer
+from lightvllm.attention.paged import DeviceAttention, DeviceBatch, LayerCache
+from lightvllm.kernels import gpu
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+LARGEST_HEAD = 256  # of kernels/cuda/paged_attention.h
+SHORT = 128  # tokens of context, up to which v1 is as fast
+
+
+def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why this backend cannot run there, or None."""
+    if device.type != "cuda" or not gpu.load_compiled():
+        return f"as no compiled CUDA kernels are there for {device.type}"
+    if dtype not in TYPES:
+        return f"as the CUDA kernels do not know {dtype}"
+    if head_dim > LARGEST_HEAD:
+        return f"as the head size, {head_dim}, is above {LARGEST_HEAD}"
+    return None
+
+
+@cache
+def _paged_prefill() -> Callable | None:
+    if not find_spec("triton"):
+        return None
+    from lightvllm.kernels.triton.paged_prefill import paged_prefill
+
+    return paged_prefill
+
+
+class CudaAttention(DeviceAttention):
+    """Decodes and chunks by a kernel each."""
+
+    def __init__(self, cache: list[LayerCache], batch: DeviceBatch) -> None:
+        super().__init__(cache, batch)
+        decodes = batch.num_decodes
+        # The chunks by themselves.
+        self.query_starts = batch.query_starts[decodes:] - decodes if batch.max_query_len else None
+
+    def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
+        decodes = self.batch.num_decodes
+        if self.query_starts is None:
+            return self._decode(layer, cache, query)
+        if not decodes:
+            return self._prefill(layer, cache, query)
+        return torch.cat((self._decode(layer, cache, query[:decodes]), self._prefill(layer, cache, query[decodes:])))
+
+    def _decode(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
+        batch, ops = self.batch, torch.ops.lightvllm_cuda
+        count, window = batch.num_decodes, layer.sliding_window or 0
+        table, seq_lens = batch.block_table[:count], batch.seq_lens[:count]
+        if batch.max_seq_len <= SHORT:
+            return ops.paged_attention_v1(query, cache.key, cache.value, table, None, seq_lens, layer.scale, window)
+        return ops.paged_attention_v2(
+            query, cache.key, cache.value, table, seq_lens, batch.max_seq_len, layer.scale, window
+        )
+
+    def _prefill(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
+        batch, prefill = self.batch, _paged_prefill()
+        table, seq_lens = batch.block_table[batch.num_decodes :], batch.seq_lens[batch.num_decodes :]
+        args = (query, cache.key, cache.value, table, self.query_starts, seq_lens)
+        window = layer.sliding_window or 0
+        if prefill:
+            return prefill(*args, batch.max_query_len, layer.scale, window)
+        return torch.ops.lightvllm_cuda.paged_attention_v1(*args, layer.scale, window)
