@@ -80,7 +80,7 @@ def plain_product(weight: Tensor) -> PackedProduct | PlainProduct:
 
 
 class WidenedProduct:
-    """By way of float32, for types that the kernels of quantized products do not take."""
+    """By way of float32, for types that a CPU's kernels of quantized products do not take."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
@@ -90,9 +90,10 @@ class WidenedProduct:
         return self.product(x.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
-def quantized_product(product: Product, dtype: torch.dtype) -> Product:
+def quantized_product(product: Product, dtype: torch.dtype, device: torch.device) -> Product:
     """A product with a quantized weight, for inputs of this type."""
-    return product if dtype in kernels.COMPILED_TYPES else WidenedProduct(product)
+    takes_type = device.type == "cuda" or dtype in kernels.COMPILED_TYPES
+    return product if takes_type else WidenedProduct(product)
 
 
 class Linear(Module):
@@ -133,7 +134,7 @@ class Linear(Module):
         assert self.weight is not None
         weight = self.weight.detach()
         if bits is not None:
-            self.set_product(quantized_product(QuantizedProduct.round(weight, bits), weight.dtype))
+            self.set_product(quantized_product(QuantizedProduct.round(weight, bits), weight.dtype, weight.device))
         elif kernels.has_fast_linear(weight.device, weight.dtype):
             self.set_product(PackedProduct(weight))
         else:

@@ -87,12 +87,12 @@ def load_layer(
     if not quantized:
         layer.set_weight(torch.cat(plain))
     elif not plain and have_one_layout(quantized):
-        layer.set_product(quantized_product(stack(quantized).product(), dtype))
+        layer.set_product(quantized_product(stack(quantized).product(), dtype, device))
     else:
-        layer.set_product(SplitProduct([_product(weight, dtype) for weight in weights], layer.out_features))
+        layer.set_product(SplitProduct([_product(weight, dtype, device) for weight in weights], layer.out_features))
 
 
-def _product(weight: Weight, dtype: torch.dtype) -> Product:
+def _product(weight: Weight, dtype: torch.dtype, device: torch.device) -> Product:
     if isinstance(weight, Tensor):
         return plain_product(weight)
-    return quantized_product(weight.product(), dtype)
+    return quantized_product(weight.product(), dtype, device)

@@ -3,6 +3,8 @@
 Reference twin: lightvllm/kernels/reference.py:write_kv; test: tests/kernels/gpu/test_triton_elementwise.py.
 """
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +17,7 @@ _ROUNDER = tl.constexpr(1.5 * 2.0**23)
 
 @triton.jit
 def _store_rounded(x, to, head_dim, mask, i):
-    """Heads as `reference.round_heads` makes them. The scale's bytes are stored one by one: heads need not be aligned."""
+    """Heads as `reference.round_heads` makes them; the scale as bytes, as heads need not be aligned."""
     x = x.to(tl.float32)
     peak = tl.max(tl.abs(tl.where(x == x, x, float("inf"))), axis=1, keep_dims=True)
     scale = tl.div_rn(peak, tl.full(peak.shape, 127.0, tl.float32))
@@ -43,6 +45,7 @@ def _write_kv(
     cache_head,
     num_heads,
     head_dim,
+    UNIT: tl.constexpr,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
@@ -51,7 +54,7 @@ def _write_kv(
     i = tl.arange(0, SIZE)[None, :]
     mask = head < num_heads
     inside = mask & (i < head_dim)
-    to = tl.load(slots + token) * cache_slot + head * cache_head
+    to = (tl.load(slots + token) * cache_slot + head * cache_head) * UNIT
     keys = tl.load(key + token * key_token + head * key_head + i, inside, 0)
     values = tl.load(value + token * value_token + head * value_head + i, inside, 0)
     if key_cache.dtype.element_ty == tl.int8:
@@ -68,9 +71,10 @@ def write_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
     assert key.stride(2) == value.stride(2) == 1
     assert key_cache.is_contiguous()
     assert value_cache.is_contiguous()
+    unit = math.gcd(key_cache.shape[-1], 16)  # heads begin at multiples of it: so wide may a store be
     if tokens:
         _write_kv[(tokens,)](
             key, value, key_cache, value_cache, slots, *key.stride()[:2], *value.stride()[:2],
-            key_cache.stride(1), key_cache.stride(2), num_heads, head_dim,
+            key_cache.stride(1) // unit, key_cache.stride(2) // unit, num_heads, head_dim, unit,
             triton.next_power_of_2(num_heads), triton.next_power_of_2(head_dim), num_warps=4,
         )  # fmt: skip

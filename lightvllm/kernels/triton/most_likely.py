@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 2048
+_BLOCK = 1024
 # Programs that share the work, of many rows or of one.
-_PROGRAMS = 1024
+_PROGRAMS = 2048
 _MOST_PARTS = 128
 
 

@@ -1,6 +1,7 @@
 """Root-mean-square norms on a GPU.
 
-Reference twins: lightvllm/kernels/reference.py:rms_norm, add_rms_norm; test: tests/kernels/gpu/test_triton_elementwise.py.
+Reference twins: lightvllm/kernels/reference.py:rms_norm, add_rms_norm; test:
+tests/kernels/gpu/test_triton_elementwise.py.
 """
 
 import torch

@@ -113,8 +113,8 @@ def _sum_parts(parts, bias, out, count, outputs, PARTS: tl.constexpr, BLOCK: tl.
 @triton.jit
 def _widen_weight(
     packed, scales, zeros, codebook, out, inputs, outputs, packed_size, group_size,
-    BITS: tl.constexpr, MIDDLE: tl.constexpr, SHIFT: tl.constexpr, EXCESS: tl.constexpr, OUTPUTS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    BITS: tl.constexpr, MIDDLE: tl.constexpr, SHIFT: tl.constexpr, EXCESS: tl.constexpr, IS_NARROW: tl.constexpr,
+    OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The weight itself, [outputs, inputs]."""
     TYPE: tl.constexpr = out.dtype.element_ty
@@ -128,7 +128,8 @@ def _widen_weight(
         else:
             wide = widen_halves(values, TYPE, EXCESS)[half]
         k = half * packed_size + i
-        at = tl.minimum(k, inputs - 1) // group_size * outputs + there
+        in_group = k if IS_NARROW else half * packed_size + tl.program_id(1) * DEPTH
+        at = tl.minimum(in_group, inputs - 1) // group_size * outputs + there
         weight = _centred(wide, zeros, codebook, at, MIDDLE, SHIFT, EXCESS).to(tl.float32) * tl.load(scales + at)
         tl.store(out + output.to(tl.int64) * inputs + k, weight.to(TYPE), (output < outputs) & (k < inputs))
 
@@ -145,21 +146,29 @@ class Tiles(NamedTuple):
     parts: int
 
 
-# From so many rows on it is faster to write the weight out and to multiply with that; in float32, for which there are no
-# matrix units, when the weight would be read more than once.
+# From so many rows on it is faster to write the weight out and to multiply with that; in float32, for which there are
+# no matrix units, when the weight would be read more than once.
 _MANY_ROWS = 512
 _FEW_ROWS = 16
 _PROGRAMS = 256
+_FLOAT32_TILES = Tiles(16, 16, 32, 1, 3, 1)
 
 
-def choose_tiles(rows: int, outputs: int, packed_size: int, dtype: torch.dtype) -> Tiles:
+def choose_tiles(rows: int, outputs: int, packed_size: int, bits: int, dtype: torch.dtype) -> Tiles:
     """For so many rows and outputs, and a row of the packed weight of so many bytes."""
     if rows <= _FEW_ROWS:
-        parts = max(1, min(_PROGRAMS * 16 // outputs, packed_size // 512))
-        return Tiles(16, 16, TILE, 1, 5, parts) if dtype.itemsize == 2 else Tiles(16, 16, 32, 1, 3, parts)
-    row_tile = min(triton.next_power_of_2(rows), 64)
-    programs = triton.cdiv(rows, row_tile) * triton.cdiv(outputs, 64)
-    return Tiles(64, row_tile, TILE, 4, 4, max(1, min(_PROGRAMS // programs, packed_size // 512)))
+        parts = _parts(triton.cdiv(outputs, 64), packed_size // 256)
+        return Tiles(32, 8 if rows <= 8 else 16, TILE, 2, 4, parts) if dtype.itemsize == 2 else _FLOAT32_TILES
+    if rows <= 64:
+        return Tiles(64, triton.next_power_of_2(rows), TILE, 4, 3, _parts(triton.cdiv(outputs, 64), packed_size // 512))
+    programs = triton.cdiv(outputs, 64) * triton.cdiv(rows, 128)
+    parts = _parts(programs, packed_size // 512)
+    return Tiles(64, 128, TILE, 4, 3, parts) if bits == 8 else Tiles(128, 64, TILE, 8, 3, parts)
+
+
+def _parts(programs: int, most: int) -> int:
+    """Into how many parts the inputs are cut for there to be enough programs."""
+    return max(1, min(triton.next_power_of_2(triton.cdiv(_PROGRAMS, programs)), most))
 
 
 class _Layout(NamedTuple):
@@ -205,7 +214,7 @@ def quantized_linear(
     group_size = group_size if len(scales) > 1 else x.shape[1]
     if len(x) >= (_MANY_ROWS if x.dtype.itemsize == 2 else _FEW_ROWS + 1):
         return F.linear(x, widened(packed, scales, zeros, codebook, bits, group_size, x.shape[1], x.dtype), bias)
-    tiles = choose_tiles(len(x), outputs, packed.shape[1], x.dtype)
+    tiles = choose_tiles(len(x), outputs, packed.shape[1], bits, x.dtype)
     return multiplied(x, packed, scales, zeros, codebook, bias, bits, group_size, tiles)
 
 
@@ -259,6 +268,6 @@ def widened(
     out = torch.empty(outputs, inputs, dtype=dtype, device=packed.device)
     _widen_weight[(triton.cdiv(outputs, 32), packed_size // TILE)](
         packed, scales, zeros, codebook, out, inputs, outputs, packed_size, group_size,
-        *_layout(bits, codebook is not None, dtype), 32, TILE, num_warps=4,
+        *_layout(bits, codebook is not None, dtype), len(scales) > 1 and group_size % TILE > 0, 32, TILE, num_warps=4,
     )  # fmt: skip
     return out

@@ -89,7 +89,7 @@ _HALVES_TO_FLOAT16 = tl.constexpr(_halves_asm(0x6400))
 @triton.jit
 def widen_bytes(packed, TYPE: tl.constexpr, EXCESS: tl.constexpr):
     """int8 -> the same as floats; EXCESS as for `widen_halves`"""
-    if EXCESS == 0:
+    if not EXCESS:
         return packed.to(TYPE)
     elif tl.bfloat16 == TYPE:
         return tl.inline_asm_elementwise(_BYTES_TO_BFLOAT16, "=&r,=&r,r", [packed], tl.bfloat16, is_pure=True, pack=4)
@@ -100,7 +100,7 @@ def widen_bytes(packed, TYPE: tl.constexpr, EXCESS: tl.constexpr):
 @triton.jit
 def widen_halves(packed, TYPE: tl.constexpr, EXCESS: tl.constexpr):
     """uint8 -> its lower and its higher four bits as floats, and so much more: what `excess` says of the type, or 0."""
-    if EXCESS == 0:
+    if not EXCESS:
         return (packed & 15).to(TYPE), (packed >> 4).to(TYPE)
     elif tl.bfloat16 == TYPE:
         return tl.inline_asm_elementwise(

@@ -3,23 +3,15 @@
 Reference twins: lightvllm/kernels/reference.py:rotary, rotary_qkv; test: tests/kernels/gpu/test_triton_elementwise.py.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Heads of one token that a program takes.
-_HEADS = 8
-
-
-@triton.jit
-def _normed(first, second, weight, half, i, head_dim, eps, TYPE: tl.constexpr):
-    """Both halves of each head, normed and rounded as the norm alone would be."""
-    squares = tl.sum(first * first, axis=1, keep_dims=True) + tl.sum(second * second, axis=1, keep_dims=True)
-    scale = tl.rsqrt(squares / head_dim + eps)
-    first *= scale * tl.load(weight + i, half, 0).to(tl.float32)
-    second *= scale * tl.load(weight + head_dim // 2 + i, half, 0).to(tl.float32)
-    return first.to(TYPE).to(tl.float32), second.to(TYPE).to(tl.float32)
+# Heads of one token that a program takes at most. All are of one kind: queries, keys or values.
+_MOST_HEADS = 8
 
 
 @triton.jit
@@ -42,28 +34,35 @@ def _rotary(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
+    TYPE: tl.constexpr = out.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    first_head = tl.program_id(1) * HEADS
+    head = first_head + tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, HALF)[None, :]
-    half = i < head_dim // 2
-    mask = half & (head < num_heads)
+    half = head_dim // 2
+    mask = i < half
     at = x + token * x_token + head * x_head + i
-    first = tl.load(at, mask, 0).to(tl.float32)
-    second = tl.load(at + head_dim // 2, mask, 0).to(tl.float32)
-    a, b = first, second
-    if HAS_NORM:
-        type: tl.constexpr = out.dtype.element_ty
-        query_a, query_b = _normed(first, second, query_weight, half, i, head_dim, eps, type)
-        key_a, key_b = _normed(first, second, key_weight, half, i, head_dim, eps, type)
-        is_query = head < num_queries
-        a, b = tl.where(is_query, query_a, key_a), tl.where(is_query, query_b, key_b)
-    angles = token * angle_token + i
-    cos_a, cos_b = tl.load(cos + angles, half, 0), tl.load(cos + angles + head_dim // 2, half, 0)
-    sin_a, sin_b = tl.load(sin + angles, half, 0), tl.load(sin + angles + head_dim // 2, half, 0)
-    is_rotated = head < num_rotated
     to = out + (token * num_heads + head) * head_dim + i
-    tl.store(to, tl.where(is_rotated, a * cos_a - b * sin_a, first).to(out.dtype.element_ty), mask)
-    tl.store(to + head_dim // 2, tl.where(is_rotated, b * cos_b + a * sin_b, second).to(out.dtype.element_ty), mask)
+    first, second = tl.load(at, mask, 0), tl.load(at + half, mask, 0)
+    if first_head < num_rotated:
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        if HAS_NORM:
+            weight = key_weight
+            if first_head < num_queries:
+                weight = query_weight
+            squares = tl.sum(a * a, axis=1, keep_dims=True) + tl.sum(b * b, axis=1, keep_dims=True)
+            scale = tl.rsqrt(squares / head_dim + eps)
+            # Rounded, as the norm alone would be.
+            a = (a * scale * tl.load(weight + i, mask, 0).to(tl.float32)).to(TYPE).to(tl.float32)
+            b = (b * scale * tl.load(weight + half + i, mask, 0).to(tl.float32)).to(TYPE).to(tl.float32)
+        angles = token * angle_token + i
+        cos_a, cos_b = tl.load(cos + angles, mask, 0), tl.load(cos + angles + half, mask, 0)
+        sin_a, sin_b = tl.load(sin + angles, mask, 0), tl.load(sin + angles + half, mask, 0)
+        tl.store(to, (a * cos_a - b * sin_a).to(TYPE), mask)
+        tl.store(to + half, (b * cos_b + a * sin_b).to(TYPE), mask)
+    else:
+        tl.store(to, first, mask)
+        tl.store(to + half, second, mask)
 
 
 def _launch(
@@ -74,10 +73,11 @@ def _launch(
     tokens, num_heads, head_dim = heads.shape
     out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     query_weight, key_weight = weights or (heads, heads)
+    block = math.gcd(num_heads, *counts, _MOST_HEADS)
     if out.numel():
-        _rotary[(tokens, triton.cdiv(num_heads, _HEADS))](
+        _rotary[(tokens, num_heads // block)](
             heads, query_weight, key_weight, cos, sin, out, eps, heads.stride(0), heads.stride(1), cos.stride(0),
-            *counts, num_heads, head_dim, weights is not None, _HEADS, triton.next_power_of_2(head_dim // 2),
+            *counts, num_heads, head_dim, weights is not None, block, triton.next_power_of_2(head_dim // 2),
             num_warps=2,
         )  # fmt: skip
     return out

