@@ -2,8 +2,8 @@
 
 Reference twin: `lightvllm.kernels.reference.paged_attention`; test: tests/attention/test_cuda.py.
 
-Decodes go through v2, which cuts long contexts into parts that fill the GPU, or v1, a block for each token and head.
-Chunks go through Triton's paged prefill; where there is no Triton, v1 takes each of their tokens as a decode.
+Decodes go through v2, which cuts contexts into as many parts as fill the GPU, of short ones into one. Chunks go through
+Triton's paged prefill; where there is no Triton, v1 takes each of their tokens as a decode.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,6 @@ from lightvllm.kernels import gpu
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256  # of kernels/cuda/paged_attention.h
-SHORT = 128  # tokens of context, up to which v1 is as fast
 
 
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -60,14 +59,11 @@ class CudaAttention(DeviceAttention):
         return torch.cat((self._decode(layer, cache, query[:decodes]), self._prefill(layer, cache, query[decodes:])))
 
     def _decode(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
-        batch, ops = self.batch, torch.ops.lightvllm_cuda
-        count, window = batch.num_decodes, layer.sliding_window or 0
-        table, seq_lens = batch.block_table[:count], batch.seq_lens[:count]
-        if batch.max_seq_len <= SHORT:
-            return ops.paged_attention_v1(query, cache.key, cache.value, table, None, seq_lens, layer.scale, window)
-        return ops.paged_attention_v2(
-            query, cache.key, cache.value, table, seq_lens, batch.max_seq_len, layer.scale, window
-        )
+        batch, count = self.batch, self.batch.num_decodes
+        return torch.ops.lightvllm_cuda.paged_attention_v2(
+            query, cache.key, cache.value, batch.block_table[:count], batch.seq_lens[:count], batch.max_seq_len,
+            layer.scale, layer.sliding_window or 0,
+        )  # fmt: skip
 
     def _prefill(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
         batch, prefill = self.batch, _paged_prefill()
