@@ -26,6 +26,7 @@ def parse_args() -> argparse.Namespace:
         flag, text = "--" + field.name.replace("_", "-"), HELP.get(field.name, field.name.replace("_", " "))
         parser.add_argument(flag, default=field.default, choices=CHOICES.get(field.name), help=text, **kind)
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--device", default="cpu", help="where they are drawn: a GPU takes a moment, a CPU minutes")
     return parser.parse_args()
 
 
@@ -36,7 +37,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
 def main() -> None:
     args = parse_args()
     shape = shape_of(args)
-    count = write_checkpoint(args.folder, shape, args.seed)
+    count = write_checkpoint(args.folder, shape, args.seed, args.device)
     print(f"{args.folder}: {count / 1e6:.0f} M parameters in {shape.dtype}")
 
 

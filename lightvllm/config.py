@@ -48,6 +48,10 @@ class EngineConfig:
             "no flag, its format's name is taken and checked"
         },
     )
+    load_format: Literal["auto", "dummy"] = _option(
+        "auto",
+        "auto (the checkpoint's safetensors), or dummy: random weights of config.json's shape, no file read",
+    )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     seed: int = _option(0, "of the random draws of requests without a seed of their own")
     max_model_len: int | None = _option(
@@ -66,10 +70,18 @@ class EngineConfig:
     gpu_memory_utilization: float = _option(0.92, "share of a GPU's memory to use, where no KV-cache size is given")
     enable_prefix_caching: bool = _option(True, "keep the KV cache of prompts for later ones that begin alike")
     scheduling_policy: Policy = field(default="fcfs", metadata={"help": "which request goes first"})
+    enable_sleep_mode: bool = _option(
+        False, "let the engine give up its memory: LLM.sleep and wake_up, the server's /sleep and /wake_up"
+    )
     max_logprobs: int = _option(20, "most log-probabilities a request may ask for per token; -1: no limit")
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Backend = field(default="auto", metadata={"help": "attention implementation"})
+    enforce_eager: bool = _option(False, "on a GPU, launch every kernel of a decode instead of replaying CUDA graphs")
+    batch_invariant: bool = _option(
+        False, "on a GPU, give a request the same bits in any company, at a price; on a CPU it is always so"
+    )
+    async_scheduling: bool = _option(True, "on a GPU, schedule the next step while one runs")
     cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
         "auto",
         "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too, "
@@ -77,7 +89,6 @@ class EngineConfig:
     )
     # What vLLM's users set explicitly and has one value here so far: that one is taken, any other is an error.
     tensor_parallel_size: Literal[1] = _option(1, "devices that share the model: one so far")
-    enforce_eager: Literal[True] = _option(True, "run without captured graphs: always so far")
     trust_remote_code: Literal[False] = _option(False, "run code from a checkpoint: never")
 
     def __post_init__(self) -> None:

@@ -27,3 +27,11 @@ class EngineOverloaded(RuntimeError):
 
 class EngineUnavailable(RuntimeError):
     """No engine answers: it shuts down, or could not be started again."""
+
+
+class EngineAsleep(EngineUnavailable):
+    """The engine sleeps, and does so until somebody wakes it up."""
+
+
+class EngineBusy(RuntimeError):
+    """What was asked cannot be done while requests wait or run."""

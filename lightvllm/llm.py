@@ -183,6 +183,45 @@ class LLM:
         """The engine's figures at this moment."""
         return self.engine.core.stats()
 
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether `generate` and `chat` raise a RuntimeError until `wake_up`."""
+        return self.engine.core.is_sleeping
+
+    def sleep(self, level: int = 1) -> None:
+        """Give up memory: the KV cache with all cached prompts, and the weights'. Needs `enable_sleep_mode`.
+
+        Args:
+            level: 1 moves the weights from a GPU to the host's memory, from which they are back in moments; on a CPU
+                they stay where they are, and the cache is all that is given up. 2 drops the weights.
+
+        Raises:
+            ValueError: there is no such level, sleeping is not enabled, or the host has not the memory.
+            RuntimeError: requests that were added to the engine itself are not finished.
+        """
+        self._check_may_sleep()
+        self.engine.core.sleep(level)
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Take the memory back. Weights that were dropped are loaded again, from the checkpoint as it is now.
+
+        Args:
+            tags: only these parts, "weights" or "kv_cache"; it sleeps on until both are back.
+
+        Raises:
+            ValueError: there is no such part, or other programs have taken the memory; it may be tried again.
+        """
+        self._check_may_sleep()
+        self.engine.core.wake_up(tags)
+
+    def _check_may_sleep(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("the engine is closed")
+        if not self.config.enable_sleep_mode:
+            raise ValueError(
+                "enable_sleep_mode: False, but an engine that is to sleep must be made with enable_sleep_mode=True"
+            )
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached prompts."""
         self.engine.core.reset_prefix_cache()

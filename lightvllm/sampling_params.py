@@ -221,6 +221,21 @@ class SamplingParams:
         """Whether the most likely token is taken instead of a random one."""
         return self.temperature < GREEDY_TEMPERATURE
 
+    @property
+    def samples_blindly(self) -> bool:
+        """Whether each token is chosen from the model's own distribution, and nothing but the token is asked for.
+
+        Then it can be chosen where the model runs, and the next step can be prepared before anyone has read it.
+        """
+        return (
+            self.structured_outputs is None
+            and self.logprobs is None
+            and self.prompt_logprobs is None
+            and not (self.min_tokens or self.logit_bias or self.bad_words or self.allowed_token_ids is not None)
+            and self.repetition_penalty == 1
+            and not (self.frequency_penalty or self.presence_penalty)
+        )
+
     def validate(self) -> None:
         """Check every field, and bring `stop`, the lists and -1 to the one form the engine works with.
 

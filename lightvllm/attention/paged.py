@@ -83,6 +83,30 @@ class DeviceAttention(ABC):
         kernels.write_kv(key, value, cache.key, cache.value, self.batch.slots)
         return self._attend(layer, cache, query).flatten(1)
 
+    def attend_product(
+        self,
+        layer: AttentionLayer,
+        qkv: Tensor,
+        query_weight: Tensor | None,
+        key_weight: Tensor | None,
+        eps: float,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """The same from the product of queries, keys and values on, see `kernels.rotary_qkv`.
+
+        A decode that is alone takes one kernel for all: it sees no token that another one computes in the same step.
+        """
+        cache, heads = self.cache[layer.index], (layer.num_heads, layer.num_kv_heads)
+        is_alone = len(qkv) == self.batch.num_decodes == 1
+        if is_alone and kernels.has_few_rows_attention(cache.key, *heads):
+            return kernels.few_rows_attention(
+                qkv, query_weight, key_weight, eps, cos, sin, cache.key, cache.value, self.batch.slots,
+                self.batch.block_table, self.batch.seq_lens, *heads, layer.scale, layer.sliding_window or 0
+            )  # fmt: skip
+        rotated = kernels.rotary_qkv(qkv, query_weight, key_weight, eps, cos, sin, *heads)
+        return self.attend(layer, *rotated.split([*heads, layer.num_kv_heads], dim=1))
+
     @abstractmethod
     def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
         """[num_tokens, num_heads, head_dim] -> the same shape; keys and values are in the cache already."""

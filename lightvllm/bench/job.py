@@ -11,21 +11,28 @@ from typing import Any, TypeVar
 Job = TypeVar("Job")
 
 
-def run_job(module: str, job: dict[str, Any], work: Path, cwd: Path | None = None) -> dict[str, Any]:
+def run_job(
+    module: str, job: dict[str, Any], work: Path, cwd: Path | None = None, timeout: float | None = None
+) -> dict[str, Any]:
     """Run a module whose main is `serve_job`; the fields of the result.
 
     Args:
         job: the fields of the module's job.
         work: folder for what passes between the processes.
         cwd: folder in which it finds the package; None for this process's.
+        timeout: seconds after which it is ended; None for no limit.
 
     Raises:
-        ValueError: it failed, with its last words.
+        ValueError: it failed, with its last words, or took too long.
     """
     job_file, result_file = work.resolve() / "job.json", work.resolve() / "result.json"
     job_file.write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", module, str(job_file), str(result_file)]
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    try:
+        done = subprocess.run(command, cwd=cwd, timeout=timeout, check=False, **pipes)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{module}: no result after {timeout:g} s") from None
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ValueError(words[-1])

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import psutil
 import torch
 
 from lightvllm import __version__, kernels
-from lightvllm.attention.registry import attention_backend
+from lightvllm.attention.registry import BACKENDS, attention_backend, why_not
+from lightvllm.kernels import gpu
 from lightvllm.kernels.isa import available_isas, current_isa
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import torch_dtype
 
-PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "transformers")
 # The extensions that decide which matrix kernels a processor can run.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -28,7 +30,8 @@ def describe_machine(model: ModelConfig | None = None) -> dict[str, Any]:
         model: attention is chosen to fit it; without one there is nothing to say of attention.
     """
     memory = psutil.virtual_memory()
-    devices = [torch.device(name) for name in (["cuda"] if torch.cuda.is_available() else []) + ["cpu"]]
+    gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
+    devices = [torch.device(name) for name in (["cuda"] if gpus else []) + ["cpu"]]
     return {
         "versions": versions(),
         "platform": platform.platform(),
@@ -40,12 +43,13 @@ def describe_machine(model: ModelConfig | None = None) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "memory": {"total": memory.total, "available": memory.available},
-        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "gpus": gpus,
         "cpu_kernels": {
             "compiled": kernels.COMPILED,
             "isa": current_isa(),
             "best_isa": (available_isas() or (None,))[-1],
         },
+        "gpu_kernels": {"compiled": gpu.load_compiled(), "triton": find_spec("triton") is not None} if gpus else None,
         "attention": {str(device): _attention(device, model) for device in devices if model},
         "linear": {str(device): {dtype: _linear(device, dtype) for dtype in DTYPES} for device in devices},
     }
@@ -62,8 +66,11 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _attention(device: torch.device, model: ModelConfig) -> str:
-    return attention_backend("auto", device, torch_dtype("auto", model), model).__name__
+def _attention(device: torch.device, model: ModelConfig) -> dict[str, str | None]:
+    """Backend -> None where it can run, else why not; "auto" -> what that is."""
+    dtype = torch_dtype("auto", model)
+    reasons = {name: why_not(name, device, dtype, model, is_int8=False) for name in BACKENDS}
+    return {"auto": attention_backend("auto", device, dtype, model).__name__, **reasons}
 
 
 def _linear(device: torch.device, dtype: str) -> str:

@@ -65,8 +65,32 @@ class Shape:
         }
 
 
-def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> int:
-    """Write a checkpoint folder without a tokenizer; returns the number of its parameters."""
+# The Qwen3 models by their size in parameters.
+QWEN3 = {
+    "0.6B": Shape(),
+    "1.7B": Shape(hidden_size=2048, intermediate_size=6144),
+    "4B": Shape(hidden_size=2560, intermediate_size=9728, layers=36, heads=32),
+    "8B": Shape(hidden_size=4096, intermediate_size=12_288, layers=36, heads=32, tied=False),
+}
+
+
+def write_config(folder: Path, shape: Shape) -> None:
+    """Write what a checkpoint folder has beside its weights, but for a tokenizer: enough where these are drawn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "config.json": shape.hf_config(),
+        "generation_config.json": {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID},
+    }
+    for name, contents in files.items():
+        (folder / name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def write_checkpoint(folder: Path, shape: Shape, seed: int = 0, device: str = "cpu") -> int:
+    """Write a checkpoint folder without a tokenizer; returns the number of its parameters.
+
+    Args:
+        device: where the weights are drawn; those of a GPU are others than a CPU's, and there much sooner.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -79,17 +103,12 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> int:
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, shape.dtype))
     try:
-        model = model_class(config["architectures"][0])(ModelConfig.from_hf(config))
+        with torch.device(device):
+            model = model_class(config["architectures"][0])(ModelConfig.from_hf(config))
     finally:
         torch.set_default_dtype(before)
-    model.initialize(torch.Generator().manual_seed(seed))
+    model.initialize(torch.Generator(device).manual_seed(seed))
     weights = hf_state_dict(model)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, shape)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    files = {
-        "config.json": config,
-        "generation_config.json": {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID},
-    }
-    for name, contents in files.items():
-        (folder / name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     return sum(weight.numel() for weight in weights.values())

@@ -48,10 +48,19 @@ def _text(machine: dict[str, Any]) -> str:
     if not machine["gpus"]:
         lines.append(("gpu", "none"))
     lines.append(("CPU kernels", _kernels(machine["cpu_kernels"])))
-    lines += [(f"{device} attention", name) for device, name in machine["attention"].items()]
+    if machine["gpu_kernels"]:
+        lines.append(("GPU kernels", _gpu_kernels(machine["gpu_kernels"])))
+    for device, reasons in machine["attention"].items():
+        others = [name for name, reason in reasons.items() if name != "auto" and reason is None]
+        lines.append((f"{device} attention", f"{reasons['auto']} (there are {', '.join(others)})"))
     for device, by_dtype in machine["linear"].items():
         lines += [(f"{device} {dtype}", f"linear layers with {how}") for dtype, how in by_dtype.items()]
     return "\n".join(f"{name:16} {value}" for name, value in lines)
+
+
+def _gpu_kernels(kernels: dict[str, bool]) -> str:
+    names = [name for name, key in (("CUDA C++", "compiled"), ("Triton", "triton")) if kernels[key]]
+    return " and ".join(names) or "reference: neither was CUDA C++ built, nor is Triton there"
 
 
 def _kernels(kernels: dict[str, Any]) -> str:

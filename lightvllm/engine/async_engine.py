@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from lightvllm.config import EngineConfig
@@ -20,15 +20,19 @@ from lightvllm.engine.messages import (
     AbortRequests,
     EngineReady,
     ResetPrefixCache,
+    Sleep,
+    SleepState,
     StepReport,
     ToFront,
     TraceUpdate,
+    WakeUp,
     refuse_what_cannot_travel,
 )
 from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
 from lightvllm.engine.request import CoreOutput
 from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.sleeper import Sleeper
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.streams import CompletionDelta, RequestDelta, RequestFailed, RequestStream
 from lightvllm.engine.supervisor import Health, Supervisor
@@ -111,6 +115,7 @@ class AsyncEngine:
         self._is_idle.set()
         self._supervisor = Supervisor(self, config, frontend.path, engine_timeout)
         self._watchers = Watchers(self._supervisor.send)
+        self._sleeper = Sleeper(self._send_if_running, lambda: len(self._entries))
 
     # ---- life
 
@@ -130,6 +135,7 @@ class AsyncEngine:
                 await asyncio.wait_for(self._is_idle.wait(), timeout)
             for entry in list(self._entries.values()):
                 self._fail(entry, RequestFailed("shutdown", f"the server stops, and {timeout:g} s were not enough"))
+            self._sleeper.give_up("the server stops: nothing more is accepted")
             self._watchers.close()
         finally:
             await self._supervisor.stop()
@@ -142,7 +148,10 @@ class AsyncEngine:
         """Ask the engine whether it lives."""
         if self._is_stopping:
             return Health("stopping", "the server stops: nothing more is accepted")
-        return await self._supervisor.health()
+        health = await self._supervisor.health()
+        if health.is_healthy and self.is_sleeping:
+            return Health("ok", "the engine sleeps: requests are refused until it is woken up")
+        return health
 
     @property
     def limits(self) -> SchedulerConfig:
@@ -218,6 +227,35 @@ class AsyncEngine:
         """Forget all cached prefixes."""
         self._supervisor.send(ResetPrefixCache())
 
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether requests are refused until `wake_up`."""
+        return self._sleeper.is_sleeping
+
+    async def sleep(self, level: int = 1) -> None:
+        """See `lightvllm.engine.core.EngineCore.sleep`. `add_request` raises EngineAsleep from now on.
+
+        Raises:
+            ParameterError: there is no such level.
+            EngineBusy: requests wait or run.
+            EngineUnavailable: the engine cannot, or is not there.
+        """
+        await self._sleeper.sleep(level)
+
+    async def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """See `lightvllm.engine.core.EngineCore.wake_up`.
+
+        Raises:
+            ParameterError: there is no such part.
+            EngineUnavailable: the engine cannot, for want of memory, or is not there.
+        """
+        await self._sleeper.wake_up(tags)
+
+    def _send_if_running(self, message: Sleep | WakeUp) -> None:
+        if self._is_stopping or not self._supervisor.is_running:
+            raise EngineUnavailable("the engine is being started or stopped: it can neither sleep nor wake up now")
+        self._supervisor.send(message)
+
     def _refuse_what_cannot_run(self, prompt: TokenizedPrompt, params: SamplingParams) -> None:
         limits, num_prompt_tokens = self.limits, len(prompt.token_ids)
         limits.max_num_tokens("the request", num_prompt_tokens, params.max_tokens)
@@ -233,6 +271,7 @@ class AsyncEngine:
         if self._is_stopping:
             raise EngineUnavailable("the server stops: nothing more is accepted")
         self._supervisor.refuse_if_hopeless()
+        self._sleeper.refuse_if_asleep()
         if any(core_id in self._owner_of for core_id in state.core_ids) or state.request_id in self._entries:
             raise ParameterError("request_id", f"request_id: {state.request_id!r} is in use")
         num_tokens = self.num_unfinished_tokens + len(state.prompt.token_ids)
@@ -258,6 +297,8 @@ class AsyncEngine:
                     if output.request_id in self._owner_of:
                         self._fail(self._owner_of[output.request_id][0], RequestFailed("engine", "an internal error"))
             self._observer.on_step(message)
+        if isinstance(message, SleepState):
+            self._sleeper.take_state(message)
         trace = message.trace if isinstance(message, StepReport | TraceUpdate) else None
         if trace is not None:
             self._watchers.show(trace)
@@ -267,6 +308,7 @@ class AsyncEngine:
         self._num_sent = 0
         self._observer.on_ready(ready)
         self._watchers.take_ready()
+        self._sleeper.take_ready()
         self._submit()
 
     def take_crash(self, running: set[str]) -> None:
@@ -284,6 +326,7 @@ class AsyncEngine:
             if entry.crashes_in_a_row >= MAX_CRASHES:
                 message = f"the engine died {MAX_CRASHES} times while this request ran, without a token in between"
                 self._fail(entry, RequestFailed("engine", message))
+        self._sleeper.give_up("the engine died before it could do so, and is started again")
         # In the order of arrival, as ever.
         self._unsubmitted = {name: entry for name, entry in self._entries.items() if name in self._unsubmitted}
         self._observer.on_crash(len(self._entries))
@@ -296,7 +339,7 @@ class AsyncEngine:
     @property
     def has_submitted(self) -> bool:
         """Whether the core owes anything."""
-        return len(self._entries) > len(self._unsubmitted)
+        return len(self._entries) > len(self._unsubmitted) or self._sleeper.is_changing
 
     # ---- inside
 

@@ -30,16 +30,20 @@ from lightvllm.engine.messages import (
     Ping,
     Pong,
     ResetPrefixCache,
+    Sleep,
+    SleepState,
     StepReport,
     ToCore,
     ToFront,
     TraceUpdate,
+    WakeUp,
     WatchSteps,
 )
 from lightvllm.engine.notes import Notes
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.step import StepInput
 from lightvllm.engine.trace import StepTracer
+from lightvllm.errors import EngineAsleep, EngineBusy
 from lightvllm.model_config import ModelConfig
 
 LENGTH = struct.Struct("<Q")
@@ -115,6 +119,8 @@ class CoreServer:
                     aborted |= bool(self.core.abort(message.request_ids))
                 case ResetPrefixCache():
                     self.core.reset_prefix_cache()
+                case Sleep() | WakeUp():
+                    self._send(self._sleep_or_wake_up(message))
                 case WatchSteps():
                     self._watch(message.is_on)
                 case Ping():
@@ -126,10 +132,29 @@ class CoreServer:
         self.num_added += 1
         try:
             self.core.add_request(Request.from_message(message))
-        except ValueError as error:  # the front checks by the same rules, so this is a surprise, but no reason to die
+        except (ValueError, EngineAsleep) as error:
+            # The front checks by the same rules, so this is a surprise, but no reason to die.
             self.refused.append(CoreOutput(message.request_id, [], finish_reason="error", error=str(error)))
 
+    def _sleep_or_wake_up(self, message: Sleep | WakeUp) -> SleepState:
+        gc.unfreeze()  # what is given up must be found, and what comes in its place is frozen again
+        error = None
+        try:
+            if isinstance(message, Sleep):
+                self.core.sleep(message.level)
+            else:
+                self.core.wake_up(message.tags)
+        except (ValueError, EngineBusy) as refusal:
+            error = str(refusal)
+        except Exception as failure:
+            logger.exception("sleeping or waking up failed")
+            error = f"{type(failure).__name__}: {failure}"
+        gc.collect()
+        gc.freeze()
+        return SleepState(self.core.is_sleeping, error)
+
     def _watch(self, is_on: bool) -> None:
+        self.core.runs_ahead = self.core.executor.runs_ahead and not is_on  # a trace shows one step at a time
         if not is_on:
             self.tracer = None
             return
@@ -143,7 +168,8 @@ class CoreServer:
             left = request.num_prompt_tokens - request.num_computed_tokens
             if left > 0:
                 self.num_prompt_tokens += min(left, num_tokens)
-        self.notes.write(step.request_ids)
+        under_way = self.core.under_way()
+        self.notes.write([*under_way, *step.request_ids] if under_way else step.request_ids)
         if self.tracer is not None:
             self.tracer.before(step)
 

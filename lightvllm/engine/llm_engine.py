@@ -7,7 +7,7 @@ from lightvllm.engine.core import EngineCore
 from lightvllm.engine.frontend import Frontend
 from lightvllm.engine.prompts import Prompt
 from lightvllm.engine.request import CoreOutput, Request
-from lightvllm.errors import ParameterError
+from lightvllm.errors import EngineAsleep, ParameterError
 from lightvllm.outputs import RequestOutput
 from lightvllm.sampling_params import SamplingParams
 
@@ -46,6 +46,7 @@ class LLMEngine:
 
         Raises:
             ValueError: a prompt or parameter that cannot work, or a request that can never fit, with the numbers.
+            EngineAsleep: the engine sleeps.
         """
         if request_id in self.states:
             raise ParameterError("request_id", f"request_id: {request_id!r} is in use")
@@ -55,7 +56,7 @@ class LLMEngine:
         for index, message in enumerate(state.core_requests()):
             try:
                 self.core.add_request(Request.from_message(message))
-            except ValueError:
+            except (ValueError, EngineAsleep):
                 self.abort_request([request_id])
                 raise
             self.owner_of[message.request_id] = (state, index)

@@ -43,6 +43,18 @@ class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", frozen=True):
     """Forget all cached prefixes."""
 
 
+class Sleep(msgspec.Struct, tag="sleep", frozen=True):
+    """Give up memory, and answer with a `SleepState`. There are no requests."""
+
+    level: int
+
+
+class WakeUp(msgspec.Struct, tag="wake_up", frozen=True):
+    """Take back what is named of "weights" and "kv_cache", and answer with a `SleepState`."""
+
+    tags: list[str]
+
+
 class WatchSteps(msgspec.Struct, tag="watch", frozen=True):
     """Add a trace to each report from now on, the first one a snapshot, or no longer.
 
@@ -72,7 +84,7 @@ def refuse_what_cannot_travel(request: AddRequest) -> None:
             raise ParameterError(name, f"{name}: {value!r:.80} is out of range: {error}") from None
 
 
-ToCore = AddRequest | AbortRequests | ResetPrefixCache | WatchSteps | Ping
+ToCore = AddRequest | AbortRequests | ResetPrefixCache | Sleep | WakeUp | WatchSteps | Ping
 
 # ---- to the front
 
@@ -126,8 +138,19 @@ class TraceUpdate(msgspec.Struct, tag="trace", frozen=True):
     trace: StepTrace
 
 
+class SleepState(msgspec.Struct, tag="sleep_state", frozen=True):
+    """The answer to `Sleep` and `WakeUp`.
+
+    Attributes:
+        error: why what was asked could not be done, in words.
+    """
+
+    is_sleeping: bool
+    error: str | None = None
+
+
 class Pong(msgspec.Struct, tag="pong", frozen=True):
     """The core lives. Sent between two steps."""
 
 
-ToFront = EngineReady | EngineFailed | StepReport | TraceUpdate | Pong
+ToFront = EngineReady | EngineFailed | StepReport | TraceUpdate | SleepState | Pong

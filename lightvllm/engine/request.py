@@ -79,6 +79,9 @@ class Request:
         block_ids: the cache blocks that hold the computed tokens and have room for those to come, in order.
         min_num_tokens, max_num_tokens: a stop token ends it from the first on, its length at the second. The second is
             set by the scheduler, which knows the context length and the size of the cache.
+        num_unknown_tokens: tokens behind `token_ids` that steps under way sample, see `Scheduler.assume`.
+        samples_blindly: a token of it depends on those before through the model alone, so a step that needs it can be
+            submitted while it is not known yet.
         num_prompt_logprobs: how many entries of the prompt's log-probabilities were delivered.
         block_hashes: the prefix-cache hashes of its full blocks, each computed once.
         cached_prefix: the cached block that ends its last shareable prefix; None at its root.
@@ -104,9 +107,11 @@ class Request:
         "num_preemptions",
         "num_prompt_logprobs",
         "num_prompt_tokens",
+        "num_unknown_tokens",
         "order",
         "priority",
         "request_id",
+        "samples_blindly",
         "sampling_params",
         "seed",
         "status",
@@ -153,6 +158,8 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | None = None
         self.num_computed_tokens = 0
+        self.num_unknown_tokens = 0
+        self.samples_blindly = sampling_params.samples_blindly
         self.num_cached_tokens = 0
         self.first_scheduled_time: float | None = None
         self.num_preemptions = 0

@@ -99,11 +99,29 @@ class SchedulerConfig:
         return ends_at
 
 
+@dataclasses.dataclass(slots=True)
+class _StepUnderWay:
+    """A step whose results are not in.
+
+    Attributes:
+        message: what the worker was told.
+        scheduled: its requests, in the same order.
+        registered: the blocks that each one made findable.
+        is_assumed: see `Scheduler.assume`.
+    """
+
+    message: StepInput
+    scheduled: list[Request] = dataclasses.field(default_factory=list)
+    registered: dict[Request, list[int]] = dataclasses.field(default_factory=dict)
+    is_assumed: bool = False
+
+
 class Scheduler:
     """Hands out the tokens of each step and takes in its results.
 
     `schedule()` and `update()` (or, if the step failed, `fail()` or `forget()`) alternate; requests may be added and
-    aborted at any time between.
+    aborted at any time between. Where `can_run_ahead()` and after `assume()`, another step may be scheduled behind the
+    one under way.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -121,10 +139,7 @@ class Scheduler:
         self._dropped: dict[str, None] = {}  # the ids to tell the worker of in the next step, in order
         self._no_room = False  # the first waiting request did not fit, and no block was freed since
         self._suspects: deque[Request] = deque()  # of a failed step, or of a crash: each to be run alone
-        # The step in flight: its message, its requests in the same order, and the blocks each one made findable.
-        self._step = StepInput()
-        self._scheduled: list[Request] = []
-        self._registered: dict[Request, list[int]] = {}
+        self._under_way: deque[_StepUnderWay] = deque()  # the oldest first
 
     def add(self, request: Request) -> None:
         """Accept a request.
@@ -161,9 +176,10 @@ class Scheduler:
         return outputs
 
     def schedule(self) -> StepInput:
-        """Decide the next step. Empty only when no request is left."""
-        assert not self._scheduled, "the last step has neither been updated, failed nor forgotten"
-        step = self._step = StepInput()
+        """Decide the next step. Empty only when no request is left, or when all that is left to do is under way."""
+        assert all(step.is_assumed for step in self._under_way), "the last step was not taken in, failed or forgotten"
+        step = StepInput()
+        self._under_way.append(_StepUnderWay(step))
         while self._suspects and self._suspects[0].status is RequestStatus.FINISHED:
             self._suspects.popleft()
         if self._suspects:
@@ -176,19 +192,59 @@ class Scheduler:
         if step.request_ids:
             step.dropped_request_ids = list(self._dropped)
             self._dropped.clear()
+        else:
+            self._under_way.pop()
         return step
 
+    def can_run_ahead(self) -> bool:
+        """Whether a step can be scheduled behind the one under way.
+
+        It cannot where the choice of a token needs the one before, after a failure, and where a running request might
+        have to give its blocks up: its last token is not known yet, and the worker would have to be told of it anew.
+        """
+        if self._suspects or not all(request.samples_blindly for request in self._under_way[-1].scheduled):
+            return False
+        num_free = self.block_pool.num_free
+        return len(self.running) <= num_free or self._num_growing() <= num_free
+
+    def _num_growing(self) -> int:
+        """How many of the running requests need a block for one token more than are under way."""
+        block_size = self.config.block_size
+        return sum(
+            len(request.token_ids) + request.num_unknown_tokens + 1 > len(request.block_ids) * block_size
+            for request in self.running
+        )
+
+    def assume(self) -> None:
+        """Take the step under way for done: its tokens count as computed, those it samples as there, but unknown."""
+        step = self._under_way[-1]
+        step.is_assumed = True
+        for request, num_tokens in zip(step.scheduled, step.message.num_scheduled_tokens, strict=True):
+            if request.status is not RequestStatus.RUNNING:
+                continue
+            request.num_computed_tokens += num_tokens
+            num_known = len(request.token_ids) + request.num_unknown_tokens
+            # Where its length ends the request, nothing more is to be computed.
+            if request.num_computed_tokens == num_known and num_known + 1 < request.max_num_tokens:
+                request.num_unknown_tokens += 1
+
     def update(self, output: StepOutput) -> list[CoreOutput]:
-        """Take in the results of the step; returns what each request got, where it got anything."""
-        step, scheduled = self._step, self._scheduled
+        """Take in the results of the oldest step under way; returns what each request got, where it got anything."""
+        step = self._under_way[0]
+        scheduled = step.scheduled
         assert len(output.token_ids) == len(scheduled), f"{len(output.token_ids)} results of {len(scheduled)} requests"
-        outputs = self._end_failed(output.errors) if output.errors else []
+        outputs = self._end_failed(step, output.errors) if output.errors else []
         any_finished = False
-        for request, num_tokens, sampled in zip(scheduled, step.num_scheduled_tokens, output.token_ids, strict=True):
+        for request, num_tokens, sampled in zip(
+            scheduled, step.message.num_scheduled_tokens, output.token_ids, strict=True
+        ):
             if request.status is not RequestStatus.RUNNING:  # aborted, failed, or to be computed again
                 continue
-            num_computed_before = request.num_computed_tokens
-            num_computed = request.num_computed_tokens = num_computed_before + num_tokens
+            if not step.is_assumed:
+                request.num_computed_tokens += num_tokens
+            elif sampled:
+                request.num_unknown_tokens = 0
+            num_computed = request.num_computed_tokens
             is_complete = num_computed == len(request.token_ids)
             assert is_complete == bool(sampled), f"{request.request_id}: sampled {sampled} at token {num_computed}"
 
@@ -199,7 +255,7 @@ class Scheduler:
                 core_output.logprobs = output.logprobs[request.request_id][: len(core_output.new_token_ids)]
             if output.prompt_logprobs and request.request_id in output.prompt_logprobs:
                 entries = output.prompt_logprobs[request.request_id]
-                core_output.prompt_logprobs = request.take_prompt_logprobs(entries, num_computed_before) or None
+                core_output.prompt_logprobs = request.take_prompt_logprobs(entries, num_computed - num_tokens) or None
             if request.finish_reason is not None:
                 any_finished = True
                 core_output.finish_reason = request.finish_reason
@@ -211,14 +267,17 @@ class Scheduler:
             self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
         if self._suspects and scheduled[0] is self._suspects[0] and output.token_ids[0]:
             self._suspects.popleft()  # it has run alone as far as there are tokens: it is not the culprit
-        self._scheduled = []
-        self._registered = {}
+        self._under_way.popleft()
         return outputs
 
     def fail(self, error: str) -> list[CoreOutput]:
-        """The step failed as a whole. A request that ran alone is ended; of several, each is tried alone next."""
-        ran_alone = len(self._scheduled) == 1
-        scheduled = [request for request in self._scheduled if request.status is RequestStatus.RUNNING]
+        """The oldest step under way failed as a whole; what was behind it is forgotten.
+
+        A request that ran alone is ended; of several, each is tried alone next.
+        """
+        scheduled = self._under_way[0].scheduled
+        ran_alone = len(scheduled) == 1
+        scheduled = [request for request in scheduled if request.status is RequestStatus.RUNNING]
         self.forget()
         if ran_alone:
             return [self._end(request, "error", error) for request in scheduled]
@@ -226,23 +285,24 @@ class Scheduler:
         return []
 
     def forget(self) -> None:
-        """Nothing is known of the outcome of the step: compute its tokens again, and cache nothing of it.
+        """Nothing is known of the outcome of what is under way: compute its tokens again, and cache nothing of it.
 
-        Its requests go back to the waiting ones, so that the worker is told all about them once more. The step may have
-        been cut short anywhere, by an interrupt in the middle of `schedule` or `update` too.
+        Its requests go back to the waiting ones, so that the worker is told all about them once more. The last step may
+        have been cut short anywhere, by an interrupt in the middle of `schedule` or `update` too.
         """
-        step, self._step = self._step, StepInput()
+        steps, self._under_way = self._under_way, deque()
         # Whether the worker took note of the dropped ones is not known either.
-        self._dropped = dict.fromkeys([*step.dropped_request_ids, *self._dropped])
-        self._recompute(self._scheduled)
+        dropped = [request_id for step in steps for request_id in step.message.dropped_request_ids]
+        self._dropped = dict.fromkeys([*dropped, *self._dropped])
+        for step in steps:
+            self._recompute(step, step.scheduled)
         # What has blocks of which the worker will not hear: only if `schedule` came no further.
-        for request_id in [*(request.request_id for request in step.new_requests), *step.new_block_ids]:
-            request = self.requests.get(request_id)
-            if request is not None and request.status is RequestStatus.RUNNING:
-                self._put_back(request)
+        for message in [step.message for step in steps]:
+            for request_id in [*(request.request_id for request in message.new_requests), *message.new_block_ids]:
+                request = self.requests.get(request_id)
+                if request is not None and request.status is RequestStatus.RUNNING:
+                    self._put_back(request)
         self.running = [request for request in self.running if request.status is RequestStatus.RUNNING]
-        self._scheduled = []
-        self._registered = {}
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes. Running requests are not disturbed."""
@@ -293,11 +353,14 @@ class Scheduler:
 
         This loop runs for every request in every step: it does nothing that an unfinished block does not need.
         """
-        block_size, token_limit = self.config.block_size, self._token_limit
+        block_size, token_limit, under_way = self.config.block_size, self._token_limit, self._under_way[-1]
         # Preemption shortens `self.running` from its end, behind the request at hand, or by it: then the loop ends.
         for request in requests:
             num_computed = request.num_computed_tokens
-            num_tokens = len(request.token_ids) - num_computed
+            num_known = len(request.token_ids)
+            num_tokens = num_known + request.num_unknown_tokens - num_computed
+            if not num_tokens:  # its last token is under way
+                continue
             if num_tokens > token_limit:
                 num_tokens = token_limit
             if num_tokens > budget:
@@ -307,8 +370,8 @@ class Scheduler:
                 break
             if end >= request.next_block_end:
                 # Already now, so that requests admitted in this same step share the blocks.
-                self._registered[request] = self.prefix_cache.register(request, end)
-            self._scheduled.append(request)
+                under_way.registered[request] = self.prefix_cache.register(request, min(end, num_known))
+            under_way.scheduled.append(request)
             step.request_ids.append(request.request_id)
             step.num_scheduled_tokens.append(num_tokens)
             budget -= num_tokens
@@ -385,7 +448,7 @@ class Scheduler:
         """Take the blocks of a running request, and have the worker forget it."""
         self.block_pool.free(request.block_ids)
         request.block_ids = []
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_unknown_tokens = 0
         self._dropped[request.request_id] = None
         self._no_room = False
 
@@ -417,29 +480,29 @@ class Scheduler:
         assert queue[index] is request
         del queue[index]
 
-    def _end_failed(self, errors: dict[str, str]) -> list[CoreOutput]:
-        """End the requests that failed on their own in the step in flight."""
+    def _end_failed(self, step: _StepUnderWay, errors: dict[str, str]) -> list[CoreOutput]:
+        """End the requests that failed on their own in a step."""
         failed = [
             request
-            for request in self._scheduled
+            for request in step.scheduled
             if request.request_id in errors and request.status is RequestStatus.RUNNING
         ]
-        self._recompute(failed)
+        self._recompute(step, failed)
         return [self._end(request, "error", errors[request.request_id]) for request in failed]
 
-    def _recompute(self, failed: list[Request]) -> None:
-        """Put back these requests of the step in flight, and those that read in it what these were to write."""
+    def _recompute(self, step: _StepUnderWay, failed: list[Request]) -> None:
+        """Put back these requests of a step, and those that read in it what these were to write."""
         distrusted = set(failed)
         bad_blocks: set[int] = set()
         # A block is read only by requests that come later in the step than the one that fills it.
-        for request in self._scheduled:
+        for request in step.scheduled:
             is_aborted = request.status is not RequestStatus.RUNNING  # its blocks are gone: it may have been a reader
             if is_aborted or request in distrusted or not bad_blocks.isdisjoint(request.block_ids):
                 distrusted.add(request)
-                bad_blocks.update(self._registered.get(request, ()))
+                bad_blocks.update(step.registered.get(request, ()))
         for block_id in bad_blocks:
             if block_id in self.prefix_cache:
                 self.block_pool.uncache(block_id)
-        for request in self._scheduled:
+        for request in step.scheduled:
             if request in distrusted and request.status is RequestStatus.RUNNING:
                 self._put_back(request)

@@ -5,6 +5,9 @@ the same objects serve a worker in this process and one behind a socket. They ar
 when the worker does not know it yet; after that only its new cache blocks do.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import msgspec
 
 from lightvllm.sampling_params import SamplingParams
@@ -79,3 +82,7 @@ class StepOutput(msgspec.Struct):
     logprobs: dict[str, list[TokenLogprobs]] = {}
     prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
     errors: dict[str, str] = {}
+
+
+# Waits for a step's results.
+PendingOutput: TypeAlias = Callable[[], StepOutput]

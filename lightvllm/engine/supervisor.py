@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from lightvllm.config import EngineConfig
-from lightvllm.engine.messages import AddRequest, EngineFailed, EngineReady, Ping, Pong, StepReport, ToCore, ToFront
+from lightvllm.engine.messages import (
+    AddRequest,
+    EngineFailed,
+    EngineReady,
+    Ping,
+    Pong,
+    Sleep,
+    StepReport,
+    ToCore,
+    ToFront,
+    WakeUp,
+)
 from lightvllm.engine.process import CoreDied, CoreProcess
 from lightvllm.errors import EngineUnavailable
 
@@ -115,7 +126,7 @@ class Supervisor:
         """Send a message; while no core runs nobody needs it."""
         if self.is_running:
             assert self._process is not None
-            if isinstance(message, AddRequest) and not self._front.has_submitted:
+            if isinstance(message, AddRequest | Sleep | WakeUp) and not self._front.has_submitted:
                 self._last_sign = time.monotonic()  # it was idle until now: nothing could be heard of it
             self._process.send(message)
 

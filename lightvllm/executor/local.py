@@ -1,12 +1,13 @@
 """One worker in this process."""
 
 import gc
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from lightvllm.config import EngineConfig
-from lightvllm.engine.step import StepInput, StepOutput
+from lightvllm.engine.step import PendingOutput, StepInput
 from lightvllm.model_config import ModelConfig
 from lightvllm.worker.kv_cache import KVCachePlan
 from lightvllm.worker.memory import return_freed_memory
@@ -40,9 +41,22 @@ class LocalExecutor:
         dtype = str(self.worker.dtype).removeprefix("torch.")
         return {"device": str(self.worker.device), "dtype": dtype, "kv_cache": str(self.plan)}
 
-    def execute(self, step: StepInput) -> StepOutput:
-        """See `lightvllm.executor.base.Executor.execute`."""
-        return self.worker.execute(step)
+    @property
+    def runs_ahead(self) -> bool:
+        """See `lightvllm.executor.base.Executor.runs_ahead`."""
+        return self.worker.runs_ahead
+
+    def submit(self, step: StepInput) -> PendingOutput:
+        """See `lightvllm.executor.base.Executor.submit`."""
+        return self.worker.submit(step)
+
+    def sleep(self, level: int) -> None:
+        """See `lightvllm.executor.base.Executor.sleep`."""
+        self.worker.sleep(level)
+
+    def wake_up(self, tags: Collection[str]) -> None:
+        """See `lightvllm.executor.base.Executor.wake_up`."""
+        self.worker.wake_up(tags)
 
     def shutdown(self) -> None:
         """Free weights and cache."""

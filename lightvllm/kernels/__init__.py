@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightvllm.kernels import reference
+from lightvllm.kernels import gpu, reference
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ SCHEMAS = {
     "write_kv": "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots) -> ()",
     "paged_attention": "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_table, Tensor query_lens, "
     "Tensor seq_lens, float scale, int sliding_window) -> Tensor",
+    "few_rows_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, float eps, Tensor? residual, "
+    "bool is_gated) -> Tensor",
+    "few_rows_attention": "(Tensor qkv, Tensor? query_weight, Tensor? key_weight, float eps, Tensor cos, Tensor sin, "
+    "Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slots, Tensor block_table, Tensor seq_lens, int num_heads, "
+    "int num_kv_heads, float scale, int sliding_window) -> Tensor",
     "most_likely": "(Tensor logits) -> Tensor",
 }
 
@@ -88,6 +93,8 @@ rotary_qkv = _op("rotary_qkv")
 silu_and_mul = _op("silu_and_mul")
 write_kv = _op("write_kv")
 paged_attention = _op("paged_attention")
+few_rows_linear = _op("few_rows_linear")
+few_rows_attention = _op("few_rows_attention")
 most_likely = _op("most_likely")
 round_weight = _op("round_weight")
 
@@ -97,6 +104,26 @@ packed_linear = torch.ops.lightvllm.packed_linear.default
 pack_quantized = torch.ops.lightvllm.pack_quantized.default
 pack_groups = torch.ops.lightvllm.pack_groups.default
 quantized_linear = torch.ops.lightvllm.quantized_linear.default
+
+
+FEW_ROWS = 8  # at most, of what `few_rows_linear` and `few_rows_attention` take
+
+
+def has_few_rows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the ops for few rows have fast twins there."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return (
+        device.type == "cuda" and is_half and gpu.load_compiled() and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+def has_few_rows_attention(key_cache: Tensor, num_heads: int, num_kv_heads: int) -> bool:
+    """Whether `few_rows_attention` takes such a cache, [num_blocks, block_size, num_kv_heads, head_dim]."""
+    return (
+        has_few_rows(key_cache.device, key_cache.dtype)
+        and key_cache.shape[3] in (64, 128, 256)
+        and num_heads // num_kv_heads <= 8
+    )
 
 
 def has_fast_linear(device: torch.device, dtype: torch.dtype) -> bool:

@@ -15,10 +15,22 @@ import torch
 logger = logging.getLogger(__name__)
 
 # Op -> module of `lightvllm.kernels.triton` and the function there, which has the op's own signature.
-TRITON_TWINS: dict[str, tuple[str, str]] = {}
+TRITON_TWINS: dict[str, tuple[str, str]] = {
+    "rms_norm": ("norms", "rms_norm"),
+    "add_rms_norm": ("norms", "add_rms_norm"),
+    "rotary": ("rotary", "rotary"),
+    "rotary_qkv": ("rotary", "rotary_qkv"),
+    "silu_and_mul": ("activation", "silu_and_mul"),
+    "write_kv": ("cache", "write_kv"),
+    "most_likely": ("most_likely", "most_likely"),
+    "pack_quantized": ("quantized_weights", "pack_quantized"),
+    "pack_groups": ("quantized_weights", "pack_groups"),
+    "quantized_linear": ("quantized_linear", "quantized_linear"),
+}
 # Ops of the compiled library that have the signature of the op of the same name in `lightvllm.kernels.SCHEMAS`.
 CUDA_TWINS: tuple[str, ...] = (
-    "embedding", "rms_norm", "add_rms_norm", "rotary", "rotary_qkv", "silu_and_mul", "write_kv",
+    "embedding", "rms_norm", "add_rms_norm", "rotary", "rotary_qkv", "silu_and_mul", "write_kv", "few_rows_linear",
+    "few_rows_attention",
 )  # fmt: skip
 
 

@@ -155,6 +155,61 @@ def paged_attention(
     return torch.cat(outputs)
 
 
+def few_rows_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    is_gated: bool,
+) -> Tensor:
+    """A product and what goes around it in a decoder, for the few rows of a decode: norm(x) W^T + b + residual.
+
+    Args:
+        x: [rows, inputs], at most 8 rows.
+        weight: [outputs, inputs]
+        bias: [outputs]
+        norm_weight: [inputs], of an RMSNorm with `eps` in front; or none.
+        residual: the shape of the result, added last; or none.
+        is_gated: the product goes through `silu_and_mul`, which halves the outputs.
+    """
+    y = F.linear(x if norm_weight is None else rms_norm(x, norm_weight, eps), weight, bias)
+    y = silu_and_mul(y) if is_gated else y
+    return y if residual is None else residual + y
+
+
+def few_rows_attention(
+    qkv: Tensor,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    sliding_window: int,
+) -> Tensor:
+    """`rotary_qkv`, `write_kv` and `paged_attention` of requests that compute one token each; see there.
+
+    No request may see a token that another one computes in the same step.
+
+    Returns:
+        [rows, num_heads * head_dim]
+    """
+    heads = rotary_qkv(qkv, query_weight, key_weight, eps, cos, sin, num_heads, num_kv_heads)
+    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    write_kv(key, value, key_cache, value_cache, slots)
+    ones = torch.ones_like(seq_lens)
+    return paged_attention(query, key_cache, value_cache, block_table, ones, seq_lens, scale, sliding_window).flatten(1)
+
+
 def most_likely(logits: Tensor) -> Tensor:
     """Where each row's largest number is, of equal ones the first; -1 where it is not finite. A NaN is the largest.
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightvllm import kernels
 from lightvllm.attention.base import Attention, AttentionLayer
+from lightvllm.attention.paged import DeviceAttention
 from lightvllm.layers.linear import Linear
 from lightvllm.layers.module import Module
 from lightvllm.layers.norm import RMSNorm
@@ -40,7 +41,18 @@ class SelfAttention(Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         """x: [num_tokens, hidden_size]; cos, sin: [num_tokens, 1, head_dim] float32 -> the shape of x"""
-        weights = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
-        heads = kernels.rotary_qkv(self.qkv_proj(x), *weights, self.eps, cos, sin, *self.num_heads[:2])
+        return self.o_proj(self.attend(self.qkv_proj(x), cos, sin, attention))
+
+    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """qkv: [num_tokens, size of all heads] -> [num_tokens, num_heads * head_dim]"""
+        query_weight, key_weight = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
+        if isinstance(attention, DeviceAttention):
+            return attention.attend_product(self.layer, qkv, query_weight, key_weight, self.eps, cos, sin)
+        heads = kernels.rotary_qkv(qkv, query_weight, key_weight, self.eps, cos, sin, *self.num_heads[:2])
         query, key, value = heads.split(self.num_heads, dim=1)  # [num_tokens, heads, head_dim]
-        return self.o_proj(attention.attend(self.layer, query, key, value))
+        return attention.attend(self.layer, query, key, value)
+
+    def few_rows(self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """x + attention(norm(x)) for a few rows, in three kernels where that can be."""
+        attended = self.attend(self.qkv_proj.few_rows(x, norm), cos, sin, attention)
+        return self.o_proj.few_rows(attended, residual=x)

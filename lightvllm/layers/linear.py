@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightvllm import kernels
 from lightvllm.layers.module import Module
+from lightvllm.layers.norm import RMSNorm
 from lightvllm.quantization.product import QuantizedProduct
 
 
@@ -40,6 +41,19 @@ class PlainProduct:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """See `Product`."""
         return F.linear(x, self.weight, bias)
+
+
+class InvariantProduct:
+    """In the weight's own type, on a GPU: bitwise the same for a row whatever rows stand beside it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Product`."""
+        from lightvllm.kernels.triton.invariant import linear
+
+        return linear(x, self.weight, bias)
 
 
 class SplitProduct:
@@ -96,6 +110,7 @@ class Linear(Module):
         self.weight: Tensor | None = nn.Parameter(torch.empty(sum(out_features), in_features))
         self.bias = nn.Parameter(torch.empty(sum(out_features))) if bias else None
         self.product: Product | None = None
+        self.has_few_rows = False  # a kernel for few rows
 
     def set_weight(self, weight: Tensor) -> None:
         """Take this weight, [sum(out_features), in_features], for one that is not to be trained."""
@@ -104,7 +119,7 @@ class Linear(Module):
     def set_product(self, product: Product) -> None:
         """Multiply in this way, without a weight."""
         self.product = product
-        self.weight = None
+        self.weight, self.has_few_rows = None, False
 
     def pack(self, bits: int | None = None) -> None:
         """Make the layer ready for serving; the plain weight is let go. One that a checkpoint had quantized is ready.
@@ -121,10 +136,32 @@ class Linear(Module):
             self.set_product(quantized_product(QuantizedProduct.round(weight, bits), weight.dtype))
         elif kernels.has_fast_linear(weight.device, weight.dtype):
             self.set_product(PackedProduct(weight))
+        else:
+            self.has_few_rows = kernels.has_few_rows(weight.device, weight.dtype)
+
+    def few_rows(
+        self, x: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None, is_gated: bool = False
+    ) -> Tensor:
+        """The product of a few rows and what goes around it, see `kernels.few_rows_linear`; with `has_few_rows`."""
+        assert self.weight is not None
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        return kernels.few_rows_linear(x, self.weight, self.bias, weight, eps, residual, is_gated)
+
+    def make_invariant(self) -> None:
+        """From now on a row's result is the same in any company, see `InvariantProduct`.
+
+        Raises:
+            ValueError: the weight is quantized.
+        """
+        if self.weight is None:
+            raise ValueError("batch_invariant: quantized weights are not so on a GPU, leave one of the two out")
+        self.set_product(InvariantProduct(self.weight.detach()))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, sum(out_features)]"""
         if self.product is None:
             assert self.weight is not None
+            if self.has_few_rows and len(x) <= kernels.FEW_ROWS:
+                return self.few_rows(x)
             return F.linear(x, self.weight, self.bias)
         return self.product(x, self.bias)

@@ -5,6 +5,7 @@ from torch import Tensor
 from lightvllm import kernels
 from lightvllm.layers.linear import Linear
 from lightvllm.layers.module import Module
+from lightvllm.layers.norm import RMSNorm
 
 
 class GatedMLP(Module):
@@ -18,3 +19,7 @@ class GatedMLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
         return self.down_proj(kernels.silu_and_mul(self.gate_up_proj(x)))
+
+    def few_rows(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """x + mlp(norm(x)) for a few rows, in two kernels."""
+        return self.down_proj.few_rows(self.gate_up_proj.few_rows(x, norm, is_gated=True), residual=x)

@@ -8,6 +8,8 @@ from torch import Tensor
 from lightvllm.layers.module import Module
 from lightvllm.model_config import RopeConfig
 
+_MOST_KEPT_BYTES = 256 * 2**20
+
 
 class RotaryEmbedding(Module):
     """Cosines and sines of each token's position, computed once a step for all layers.
@@ -25,11 +27,23 @@ class RotaryEmbedding(Module):
         # Plain attributes, not buffers: they survive construction on the meta device and are never in a checkpoint.
         with torch.device("cpu"):
             self.inv_freq, self.magnitude = _inverse_frequencies(config, head_dim)  # [head_dim / 2]
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def keep(self, num_positions: int, device: torch.device) -> None:
+        """Have the cosines and sines of the first positions at hand, where looking up costs less than computing."""
+        if not self.depends_on_length and num_positions * self.head_dim * 8 <= _MOST_KEPT_BYTES:
+            self.kept = self._angles(torch.arange(num_positions, device=device), None)
 
     def forward(self, positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """positions: [num_tokens]; lengths: [num_tokens], the sequence length each token was computed at (only read by
         "dynamic"; None is the longest position) -> cos, sin: [num_tokens, 1, head_dim] float32
         """
+        if self.kept is not None:
+            return self.kept[0][positions], self.kept[1][positions]
+        return self._angles(positions, lengths)
+
+    def _angles(self, positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `forward`."""
         if self.inv_freq.device != positions.device:
             self.inv_freq = self.inv_freq.to(positions.device)
         if self.depends_on_length:

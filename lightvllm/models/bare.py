@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from lightvllm.attention.dense import DenseAttention
 from lightvllm.hub import resolve_model
+from lightvllm.layers.linear import Linear
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.checkpoint import hf_state_dict, load_weights
 from lightvllm.models.decoder import CausalLM
+from lightvllm.models.dummy import draw_weights
 from lightvllm.models.registry import model_class
 
 
@@ -27,27 +29,52 @@ def load_model(path: Path, config: ModelConfig, dtype: torch.dtype, device: torc
     Raises:
         ValueError: an unknown architecture or weights that do not fit.
     """
-    model = _empty_model(config)
+    model = empty_model(config)
     load_weights(model, path, dtype, device)
     return model.eval()
 
 
 @torch.no_grad()  # or weights would be rounded by the differentiable reference
 def load_packed_model(
-    path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, quantization: str | None
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+    load_format: str = "auto",
+    batch_invariant: bool = False,
 ) -> CausalLM:
     """The same, ready for serving, see `CausalLM.pack`. No more than one layer is in memory twice.
 
+    Args:
+        load_format: "dummy" draws the weights, and reads none, see `draw_weights`.
+        batch_invariant: on a GPU, see `Linear.make_invariant`; on a CPU our products always are.
+
     Raises:
-        ValueError: see `load_model`.
+        ValueError: see `load_model`, `draw_weights` and `Linear.make_invariant`.
     """
-    model = _empty_model(config)
-    load_weights(model, path, dtype, device, lambda layer: model.pack_layer(layer, quantization))
+    model = empty_model(config)
+
+    def pack(layer: Linear) -> None:
+        model.pack_layer(layer, quantization)
+
+    if load_format == "dummy":
+        draw_weights(model, dtype, device, pack)
+    else:
+        load_weights(model, path, dtype, device, pack)
+    if batch_invariant and device.type == "cuda":
+        for layer in [module for module in model.modules() if isinstance(module, Linear)]:
+            layer.make_invariant()
     model.pack(quantization)
     return model.eval()
 
 
-def _empty_model(config: ModelConfig) -> CausalLM:
+def empty_model(config: ModelConfig) -> CausalLM:
+    """The architecture without its weights, on the meta device.
+
+    Raises:
+        ValueError: an unknown architecture.
+    """
     with torch.device("meta"):
         return model_class(config.architecture)(config)
 

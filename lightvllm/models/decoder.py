@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightvllm import kernels
 from lightvllm.attention.base import Attention
 from lightvllm.layers.attention import AttentionOptions, SelfAttention
 from lightvllm.layers.embedding import Embedding
@@ -25,10 +26,16 @@ class DecoderLayer(Module):
         self.self_attn = SelfAttention(config, index, options)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.has_few_rows = False  # all of its products a kernel for few rows
+
+    def few_rows(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """`forward` for the few tokens of a decode on a GPU: each product takes along what stands around it."""
+        x = self.self_attn.few_rows(x, self.input_layernorm, cos, sin, attention)
+        return self.mlp.few_rows(x, self.post_attention_layernorm)
 
     def forward(
         self, x: Tensor, update: Tensor | None, cos: Tensor, sin: Tensor, attention: Attention
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Each sum waits for the norm that follows it, which adds in the same pass.
 
         Args:
@@ -39,6 +46,8 @@ class DecoderLayer(Module):
         Returns:
             x, and what is still to be added to it
         """
+        if self.has_few_rows and len(x) <= kernels.FEW_ROWS:
+            return self.few_rows(x if update is None else x + update, cos, sin, attention), None
         x, normed = self.input_layernorm.add(x, update)
         x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, cos, sin, attention))
         return x, self.mlp(normed)
@@ -127,13 +136,19 @@ class CausalLM(Module):
             if isinstance(module, Linear):
                 self.pack_layer(module, quantization)
         for module in self.modules():
+            if isinstance(module, DecoderLayer):
+                module.has_few_rows = all(part.has_few_rows for part in module.modules() if isinstance(part, Linear))
             if isinstance(module, Module):
                 module.settle()
 
     def pack_layer(self, layer: Linear, quantization: str | None) -> None:
         """One of them, as soon as it has its weight."""
+        layer.pack(self.rounded_bits(layer, quantization))
+
+    def rounded_bits(self, layer: Linear, quantization: str | None) -> int | None:
+        """How many bits `pack` rounds a layer's weight to; None where it keeps it."""
         bits = {"int8": 8, "w4": 4}.get(quantization or "")
-        layer.pack(8 if layer is self.lm_head and bits is not None else bits)
+        return 8 if layer is self.lm_head and bits is not None else bits
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:

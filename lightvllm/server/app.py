@@ -29,7 +29,7 @@ from lightvllm.server.openapi import complete_openapi
 from lightvllm.server.protocol.chat import ChatCompletionRequest
 from lightvllm.server.protocol.completion import CompletionRequest
 from lightvllm.server.protocol.tokenization import DetokenizeRequest, TokenizeChatRequest, TokenizePromptRequest
-from lightvllm.server.routes import health, models, tokenize
+from lightvllm.server.routes import health, models, sleep, tokenize
 from lightvllm.server.security import RequestId, RequireApiKey
 from lightvllm.server.tracing import TraceParent
 
@@ -110,6 +110,8 @@ def _routers(engine: AsyncEngine, config: ServerConfig, metrics: Metrics | None)
         routers.append(_metrics_router(metrics))
     if config.debug_engine:
         routers.append(engine_router(engine, config.client_timeout))
+    if engine.config.enable_sleep_mode:
+        routers.append(sleep.router)
     if engine.config.model == str(DEFAULT_MODEL):
         routers.append(demo_router())
     return routers

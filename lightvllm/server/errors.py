@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightvllm.engine.async_engine import RequestFailed
-from lightvllm.errors import EngineOverloaded, EngineUnavailable, ParameterError
+from lightvllm.errors import EngineAsleep, EngineBusy, EngineOverloaded, EngineUnavailable, ParameterError
 from lightvllm.server.protocol.base import show
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,10 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, EngineOverloaded):
         retry = str(max(1, round(error.retry_after)))
         return ApiError(503, str(error), code="overloaded", headers={"retry-after": retry})
+    if isinstance(error, EngineAsleep):  # nobody knows until when: no Retry-After
+        return ApiError(503, str(error), code="engine_asleep")
+    if isinstance(error, EngineBusy):
+        return ApiError(409, str(error), code="engine_busy")
     if isinstance(error, EngineUnavailable):
         return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": str(RETRY_AFTER)})
     if isinstance(error, RequestFailed):

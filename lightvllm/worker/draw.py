@@ -76,6 +76,17 @@ def draw(
     return drawn
 
 
+def draw_on_device(
+    logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """The same with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64"""
+    if logits.is_cuda:
+        from lightvllm.kernels.triton.sampling import draw as draw_on_gpu
+
+        return draw_on_gpu(logits, u, temperature, top_k, top_p, min_p)
+    return draw(logits.float(), *(x.numpy() for x in (u, temperature, top_k, top_p, min_p)))
+
+
 def _draw_from(probs: Tensor, u: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray) -> Tensor:
     narrowed = (top_k < probs.shape[1]) | (top_p < 1)
     if narrowed.all():

@@ -1,6 +1,6 @@
-"""How memory is dealt with while an engine runs on a CPU.
+"""How the host's memory is dealt with while an engine runs.
 
-glibc gives large buffers back to the system as soon as they are freed, so every operation of every step pays for
+With one on a CPU, glibc gives large buffers back as soon as they are freed, so every operation of every step pays for
 mapping and zeroing its output anew: a fifth of a prefill's time (docs/log.md). Where the library is not glibc nothing
 changes.
 """
@@ -38,8 +38,17 @@ def _set_thresholds(trim: int, mmap: int) -> None:
         mallopt(_M_TRIM_THRESHOLD, trim)
 
 
-_MADV_POPULATE_WRITE = 23  # of <linux/mman.h>, since Linux 5.14
+_MADV_HUGEPAGE = 14  # of <linux/mman.h>
+_MADV_POPULATE_WRITE = 23  # since Linux 5.14
 _AT_ONCE = 4 << 20
+
+
+def use_large_pages(tensor: Tensor) -> None:
+    """Have the system put large pages below a tensor that nobody has written to yet; not on Linux it does nothing."""
+    if sys.platform == "linux":
+        first = _whole_page(tensor.data_ptr())
+        length = tensor.data_ptr() + tensor.nbytes - first
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, length)), _MADV_HUGEPAGE)
 
 
 def make_resident(tensors: list[Tensor]) -> None:
@@ -64,7 +73,7 @@ def _populate(tensors: "list[weakref.ref[Tensor]]") -> None:
             tensor = reference()
             if tensor is None:
                 return
-            first = (tensor.data_ptr() + start + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+            first = _whole_page(tensor.data_ptr() + start)
             length = min(_AT_ONCE, tensor.data_ptr() + tensor.nbytes - first)
             if length <= 0:
                 continue
@@ -75,3 +84,8 @@ def _populate(tensors: "list[weakref.ref[Tensor]]") -> None:
         if is_done:
             return
         start += _AT_ONCE
+
+
+def _whole_page(address: int) -> int:
+    """Where the next page begins."""
+    return (address + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightvllm.engine.step import NewRequest, StepInput
+from lightvllm.engine.step import NewRequest
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class StepBatch:
         rows: [num_requests] rows of `RequestRows`.
         query_lens: [num_requests] tokens computed in this step.
         seq_lens: [num_requests] tokens computed after it.
-        samples: [num_requests] bool: this step reaches the request's last known token, so it samples the next.
-        token_ids: [num_tokens] int64
+        samples: [num_requests] bool: this step reaches the request's last token, so it samples the next.
+        token_ids: [num_tokens] int64; -1 - row for the last token of a row whose token only the device knows.
         positions: [num_tokens] int64
         lengths: [num_tokens] int64, the sequence length each token counts as computed at: its prompt's, or for a
             generated token its own position + 1; the same however the prompt was cut into chunks.
@@ -47,6 +47,7 @@ class RequestRows:
         self.num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_computed_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.ends_unknown = np.zeros(max_num_seqs, dtype=bool)  # the last token was sampled and is not here
 
     def add(self, request: NewRequest) -> int:
         """Take a request in and return its row."""
@@ -57,6 +58,7 @@ class RequestRows:
         self.num_prompt_tokens[row] = request.num_prompt_tokens
         self.num_computed_tokens[row] = request.num_computed_tokens
         self.num_blocks[row] = 0
+        self.ends_unknown[row] = False
         self.append_blocks(request.request_id, request.block_ids)
         return row
 
@@ -74,32 +76,43 @@ class RequestRows:
             self.free_rows.append(row)
         return row
 
-    def batch(self, step: StepInput) -> StepBatch:
-        """The step's inputs."""
-        rows = np.array([self.row_of[request_id] for request_id in step.request_ids], dtype=np.int64)
-        query_lens = np.array(step.num_scheduled_tokens, dtype=np.int64)
+    def batch(self, request_ids: list[str], num_scheduled_tokens: list[int]) -> StepBatch:
+        """A step's inputs: so many tokens of each of these requests."""
+        rows = np.array([self.row_of[request_id] for request_id in request_ids], dtype=np.int64)
+        query_lens = np.array(num_scheduled_tokens, dtype=np.int64)
         first = self.num_computed_tokens[rows]
         seq_lens = first + query_lens
         ends = np.cumsum(query_lens)
         token_rows = np.repeat(rows, query_lens)
         positions = np.arange(ends[-1]) + np.repeat(first - (ends - query_lens), query_lens)
         blocks = self.block_table[token_rows, positions // self.block_size].astype(np.int64)
+        samples = seq_lens == self.num_tokens[rows]
+        token_ids = self.token_ids[token_rows, positions].astype(np.int64)
+        unknown = self.ends_unknown[rows] & samples
+        token_ids[ends[unknown] - 1] = -1 - rows[unknown]
         return StepBatch(
             rows=rows,
             query_lens=query_lens,
             seq_lens=seq_lens,
-            samples=seq_lens == self.num_tokens[rows],
-            token_ids=self.token_ids[token_rows, positions].astype(np.int64),
+            samples=samples,
+            token_ids=token_ids,
             positions=positions,
             lengths=np.maximum(self.num_prompt_tokens[token_rows], positions + 1),
             slot_mapping=blocks * self.block_size + positions % self.block_size,
         )
 
-    def advance(self, batch: StepBatch, sampled: np.ndarray) -> None:
-        """Record a finished step: its tokens are computed, and `sampled` [number of batch.samples] are known."""
+    def advance(self, batch: StepBatch, sampled: np.ndarray | None) -> None:
+        """Take a step for done: its tokens are computed, and of each request that sampled there is one more.
+
+        Args:
+            sampled: [number of batch.samples] these tokens; None where only the device knows them. They never come
+                here then: who needs the tokens before, such as a penalty, is not sampled there.
+        """
         self.num_computed_tokens[batch.rows] = batch.seq_lens
         rows = batch.rows[batch.samples]
         position = self.num_tokens[rows]
-        fits = position < self.token_ids.shape[1]  # a request that is full ends here; its last token needs no place
-        self.token_ids[rows[fits], position[fits]] = sampled[fits]
         self.num_tokens[rows] += 1
+        self.ends_unknown[rows] = sampled is None
+        if sampled is not None:
+            fits = position < self.token_ids.shape[1]  # a full request ends here; its last token needs no place
+            self.token_ids[rows[fits], position[fits]] = sampled[fits]

@@ -39,6 +39,7 @@ class SamplingState:
         self.seed_keys = np.zeros(max_num_seqs, np.uint64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.temperature = np.ones(max_num_seqs, np.float32)
+        self.sampled_temperature = np.zeros(max_num_seqs, np.float32)  # 0 where the most likely token is taken
         self.top_k = np.full(max_num_seqs, vocab_size, np.int64)  # vocab_size when off
         self.top_p = np.ones(max_num_seqs, np.float64)
         self.min_p = np.zeros(max_num_seqs, np.float32)
@@ -67,6 +68,7 @@ class SamplingState:
         self.seed_keys[row] = mix64(seed)
         self.num_prompt_tokens[row] = num_prompt_tokens
         self.temperature[row] = params.temperature
+        self.sampled_temperature[row] = 0 if params.is_greedy else params.temperature
         self.top_k[row] = min(params.top_k or self.vocab_size, self.vocab_size)
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p

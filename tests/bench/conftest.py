@@ -1,8 +1,12 @@
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.models.checkpoints import make_checkpoint
+
+# Where the programs are that measure on a GPU; they find each other as programs of one folder do.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="package")

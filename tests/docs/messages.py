@@ -14,9 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLANK = "\0"
-# What takes a message, besides what ends in "Error"; `fail_all` fails requests with it, `Health` is what /health says.
+# What takes a message, besides what ends in "Error": `fail_all` and `give_up` fail those who wait with it, and `Health`
+# is what /health says.
 EXCEPTIONS = {"EngineOverloaded", "EngineUnavailable", "RequestFailed", "CoreDied", "HTTPException", "Unenforceable"}
-EXCEPTIONS |= {"fail_all", "Health"}
+EXCEPTIONS |= {"EngineAsleep", "EngineBusy", "fail_all", "give_up", "Health"}
 OUR_BUGS = {"AssertionError", "NotImplementedError"}
 # Runs beside another engine, in its environment.
 ELSEWHERE = ROOT / "lightvllm" / "bench" / "compare" / "drivers"

@@ -277,17 +277,17 @@ class TestAbort:
 
     def test_an_interrupted_generate_leaves_nothing_behind(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = [output.outputs for output in run(llm, PROMPTS)]
-        execute = llm.engine.core.executor.execute
+        submit = llm.engine.core.executor.submit
         num_calls = itertools.count()
 
         def interrupted(step: Any) -> Any:
-            output = execute(step)
+            output = submit(step)
             if next(num_calls) == 5:
                 raise KeyboardInterrupt
             return output
 
         with monkeypatch.context() as patch:
-            patch.setattr(llm.engine.core.executor, "execute", interrupted)
+            patch.setattr(llm.engine.core.executor, "submit", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(llm, PROMPTS)
         assert llm.get_metrics().num_used_blocks == 0

@@ -40,7 +40,7 @@ def test_a_backend_that_cannot_run_is_refused(checkpoint: Callable[[str], Checkp
         LLM(checkpoint("qwen3").path, **CPU, attention_backend="kernel", dtype="float16")
 
 
-@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"enforce_eager": False}, {"trust_remote_code": True}])
+@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"trust_remote_code": True}])
 def test_what_is_not_there_yet_is_refused_by_name(
     option: dict[str, object], checkpoint: Callable[[str], Checkpoint]
 ) -> None:
@@ -122,7 +122,7 @@ def test_a_failed_step_is_logged(
 ) -> None:
     llm = make_llm(checkpoint("qwen3").path, **IDS)
     runner = llm.engine.core.executor.worker.runner  # type: ignore[attr-defined]
-    monkeypatch.setattr(runner, "_forward", lambda batch: 1 / 0)
+    monkeypatch.setattr(runner, "_forward", lambda *_: 1 / 0)
     with caplog.at_level(logging.ERROR):
         (output,) = llm.generate([[1, 2]], PARAMS, use_tqdm=False)
     assert output.outputs[0].finish_reason == "error"

@@ -38,6 +38,7 @@ class Options(msgspec.Struct):
 
     Attributes:
         step_seconds: that a step takes at least.
+        sleep_error: why the worker cannot sleep.
         refusals: starts that fail, of those to come; `refuse_by` says how.
     """
 
@@ -46,6 +47,7 @@ class Options(msgspec.Struct):
     max_model_len: int = 512
     refusals: int = 0
     refuse_by: str = "exit"
+    sleep_error: str = ""
 
     def write(self, folder: Path) -> None:
         """To be read by the next process to start."""
@@ -81,6 +83,11 @@ class TriggeredExecutor(FakeExecutor):
     def execute(self, step: StepInput) -> StepOutput:
         time.sleep(self.options.step_seconds)
         return super().execute(step)
+
+    def sleep(self, level: int) -> None:
+        if self.options.sleep_error:
+            raise ValueError(self.options.sleep_error)
+        super().sleep(level)
 
     def pull_triggers(self, step: StepInput) -> None:
         new = {request.request_id: request for request in step.new_requests}

@@ -8,11 +8,11 @@ through the block table. A block shared wrongly, overwritten too early or never 
 import random
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from lightvllm.engine.request import CoreOutput, Request
 from lightvllm.engine.scheduler import SchedulerConfig
-from lightvllm.engine.step import NewRequest, StepInput, StepOutput, TokenLogprobs
+from lightvllm.engine.step import NewRequest, PendingOutput, StepInput, StepOutput, TokenLogprobs
 from lightvllm.sampling_params import SamplingParams
 
 VOCAB_SIZE = 50
@@ -93,25 +93,34 @@ class FakeExecutor:
         crash: called with each step; whatever it raises fails the step, half of it done.
         errors: request id -> reason: these fail on their own whenever they are scheduled.
         tokens_per_step: sampled at once, as a speculating worker would.
+        runs_ahead: a step may be submitted before the results of the one before were asked for.
     """
 
-    def __init__(self, config: SchedulerConfig, seed: int = 0) -> None:
+    def __init__(self, config: SchedulerConfig, seed: int = 0, runs_ahead: bool = False) -> None:
         self.config = config
+        self.runs_ahead = runs_ahead
         self.crash: Callable[[StepInput], None] = lambda step: None
         self.errors: dict[str, str] = {}
         self.tokens_per_step = 1
         self.num_steps = 0
         self.is_shut_down = False
+        self.is_asleep: set[str] = set()
         self.forgives_unknown_drops = False  # where a step was cut short before it came here
         self.scheduled: list[list[str]] = []
         self.num_tokens: list[int] = []
         self._random = random.Random(seed)
         self._known: dict[str, KnownRequest] = {}
         self._unsure: set[str] = set()  # ids a failed step was about
+        self._spoilt_before: set[int] = set()
         self._spoilt: set[int] = set()  # slots of this step that hold rubbish, as a request failed
         self._slots = [0] * (config.num_blocks * config.block_size)
 
+    def submit(self, step: StepInput) -> PendingOutput:
+        output = self.execute(step)
+        return lambda: output
+
     def execute(self, step: StepInput) -> StepOutput:
+        assert not self.is_asleep, "a step of a worker that sleeps"
         self.num_steps += 1
         self.scheduled.append(list(step.request_ids))
         self.num_tokens.append(sum(step.num_scheduled_tokens))
@@ -127,6 +136,13 @@ class FakeExecutor:
             return self._sample(step)
         except AssertionError as error:
             raise Violation(*error.args) from error
+
+    def sleep(self, level: int) -> None:
+        self.is_asleep = {"weights", "kv_cache"}
+        self._slots = [RUBBISH] * len(self._slots)
+
+    def wake_up(self, tags: Collection[str]) -> None:
+        self.is_asleep -= set(tags)
 
     def shutdown(self) -> None:
         self.is_shut_down = True
@@ -181,7 +197,9 @@ class FakeExecutor:
 
     def _write(self, step: StepInput) -> None:
         written: set[int] = set()
-        self._spoilt.clear()
+        # A step that was submitted behind the one that failed may read what that one wrote; its results are discarded.
+        self._spoilt_before = self._spoilt if self.runs_ahead else set()
+        self._spoilt = set()
         for request_id, num_tokens in zip(step.request_ids, step.num_scheduled_tokens, strict=True):
             known = self._known[request_id]
             values = fingerprints(known.token_ids)
@@ -191,6 +209,7 @@ class FakeExecutor:
                 assert slot not in written, f"two requests of one step write slot {slot}"
                 written.add(slot)
                 self._slots[slot] = values[position]
+                self._spoilt_before.discard(slot)
                 if is_spoilt:
                     self._slots[slot] = RUBBISH
                     self._spoilt.add(slot)
@@ -204,6 +223,8 @@ class FakeExecutor:
             if request_id in self.errors:
                 output.errors[request_id] = self.errors[request_id]
                 output.token_ids.append([])
+                if self.runs_ahead and end == len(known.token_ids):
+                    known.token_ids.append(RUBBISH)  # for the step behind
                 continue
             is_spoilt = self._reads_rubbish(known, end)
             expected = fingerprints(known.token_ids[:end])
@@ -226,7 +247,8 @@ class FakeExecutor:
         return output
 
     def _reads_rubbish(self, known: KnownRequest, end: int) -> bool:
-        return any(self._slot(known, position) in self._spoilt for position in range(end))
+        spoilt = self._spoilt | self._spoilt_before
+        return any(self._slot(known, position) in spoilt for position in range(end))
 
     def _slot(self, known: KnownRequest, position: int) -> int:
         block_size = self.config.block_size

@@ -16,10 +16,13 @@ from lightvllm.engine.messages import (
     Ping,
     Pong,
     ResetPrefixCache,
+    Sleep,
+    SleepState,
     StepReport,
     ToCore,
     ToFront,
     TraceUpdate,
+    WakeUp,
     WatchSteps,
     refuse_what_cannot_travel,
 )
@@ -77,12 +80,13 @@ OUTPUT = CoreOutput(
     error="it broke",
 )
 ADD = AddRequest("é/1", [1, 2, 3], PARAMS, 2**63 - 1, (0, 2), [4, 5], -3, 1.5, "salt", True)
-TO_CORE = [ADD, AbortRequests(["a", "b"]), ResetPrefixCache(), WatchSteps(True), Ping()]
+TO_CORE = [ADD, AbortRequests(["a", "b"]), ResetPrefixCache(), Sleep(2), WakeUp(["weights"]), WatchSteps(True), Ping()]
 TO_FRONT = [
     EngineReady(SchedulerConfig(num_blocks=3, max_model_len=64), "much", "cpu", "bfloat16"),
     EngineFailed("model: 'x' is no folder"),
     StepReport([OUTPUT, CoreOutput("b", [])], STATS, 4, 3, 0.5, 2, TRACE),
     TraceUpdate(TRACE),
+    SleepState(True, "it cannot"),
     Pong(),
 ]
 

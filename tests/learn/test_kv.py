@@ -64,7 +64,7 @@ def test_bytes_are_those_of_the_engine_s_cache() -> None:
     config = ModelConfig.from_pretrained(DEFAULT_MODEL)
     result = kv()
     options = EngineConfig(model="m", kv_cache_memory_bytes=1 << 26, max_model_len=64)
-    plan = plan_kv_cache(options, config, torch.bfloat16, torch.device("cpu"), 0)
+    plan = plan_kv_cache(options, config, torch.bfloat16, torch.device("cpu"))
     assert result.token_bytes * plan.block_size == plan.block_bytes
     assert [point.cache_bytes for point in result.points[:3]] == [result.token_bytes * n for n in (1, 2, 3)]
     attention = ContiguousAttention(config, 10, torch.bfloat16)

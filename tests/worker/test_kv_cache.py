@@ -25,7 +25,7 @@ MODEL = ModelConfig.from_hf(
 
 def plan(kv_cache_dtype: str, dtype: torch.dtype) -> KVCachePlan:
     config = EngineConfig(model="", kv_cache_dtype=kv_cache_dtype, kv_cache_memory_bytes=4 << 20)  # type: ignore[arg-type]
-    return plan_kv_cache(config, MODEL, dtype, CPU, 0)
+    return plan_kv_cache(config, MODEL, dtype, CPU)
 
 
 @pytest.mark.parametrize(("dtype", "ratio"), [(torch.bfloat16, 1.9), (torch.float32, 3.8)])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightvllm.worker.memory import make_resident
+from lightvllm.worker.memory import make_resident, use_large_pages
 
 SCRIPT = """
 import sys
@@ -69,3 +69,21 @@ def test_nobody_fills_what_is_gone() -> None:
     while is_filling() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_filling()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked for as Linux has it")
+def test_large_pages_are_asked_for() -> None:
+    """The system marks the tensor's part of the memory: "hg" among its flags."""
+    tensor = torch.empty(64 << 20, dtype=torch.uint8)
+    use_large_pages(tensor)
+    middle = tensor.data_ptr() + tensor.nbytes // 2
+    is_ours, flags = False, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("VmFlags:") and is_ours:
+            flags = line
+        elif "-" in line.split()[0] and not line.split()[0].endswith(":"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            is_ours = start <= middle < end
+    assert " hg" in flags, flags
+    tensor.fill_(7)
+    assert int(tensor[::4096].sum()) == 7 * (tensor.nbytes // 4096)

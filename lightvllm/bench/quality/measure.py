@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightvllm.attention.paged import PagedBatch
 from lightvllm.bench.internals import worker_of
 from lightvllm.bench.job import serve_job
 from lightvllm.bench.serving import compare
@@ -141,7 +140,7 @@ def _tensors_of(part: object) -> Iterator[Tensor]:
 
 def _score(runner: ModelRunner, token_ids: list[int], first_counted: int, comparison: "_Comparison") -> Tensor:
     """The negative log-likelihood of each counted token, [num_counted]."""
-    hidden = _hidden_states(runner, token_ids)[first_counted - 1 : -1]
+    hidden = runner.hidden_states(token_ids)[first_counted - 1 : -1]
     targets = torch.tensor(token_ids[first_counted:], device=hidden.device)
     losses = []
     for rows, wanted in zip(hidden.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
@@ -149,17 +148,6 @@ def _score(runner: ModelRunner, token_ids: list[int], first_counted: int, compar
         losses.append(torch.nn.functional.cross_entropy(logits, wanted, reduction="none").cpu())
         comparison.add(logits.cpu())
     return torch.cat(losses)
-
-
-def _hidden_states(runner: ModelRunner, token_ids: list[int]) -> Tensor:
-    """The tokens as the first and only request of an engine's step: [num_tokens, hidden_size]"""
-    length = len(token_ids)
-    num_blocks = -(-length // runner.requests.block_size)
-    lengths = np.array([length])
-    blocks = np.arange(num_blocks, dtype=np.int32)[None]
-    attention = runner.backend(runner.cache, PagedBatch(lengths, lengths, blocks, np.arange(length)))
-    positions = torch.arange(length, device=runner.device)
-    return runner.model(torch.tensor(token_ids, device=runner.device), positions, attention)
 
 
 class _Comparison:

@@ -23,7 +23,7 @@ using torch::stable::accelerator::DeviceGuard;
 // The stream that the tensor's device works on now.
 inline cudaStream_t stream_of(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

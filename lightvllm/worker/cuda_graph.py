@@ -1,0 +1,106 @@
+"""Steps of decodes as CUDA graphs: some hundred kernels that the host launches with one call.
+
+A graph is captured for a number of requests, to which a step is padded, when the first step of that size comes: that
+step runs as it is, and the next ones replay it. Outside of CUDA nothing is captured, and every step runs as it is.
+"""
+
+import enum
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class Sampling(enum.Enum):
+    """How the tokens of a step are chosen."""
+
+    GREEDY = "greedy"  # all the most likely ones
+    RANDOM = "random"  # some drawn, on the device
+    ON_HOST = "on the host"  # from its logits
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+
+
+class DecodeGraphs:
+    """Runs padded steps of decodes.
+
+    Args:
+        decode: the step: size, sampling and block table [size, max_blocks] int32 -> a tensor with a row a request. What
+            it reads otherwise is always in the same places.
+        max_num_seqs: most requests in a step.
+        max_blocks: of one request.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[int, Sampling, Tensor], Tensor],
+        max_num_seqs: int,
+        max_blocks: int,
+        device: torch.device,
+    ) -> None:
+        self.decode = decode
+        self.device = device
+        self.sizes = graph_sizes(max_num_seqs)
+        self.block_table = torch.zeros(self.sizes[-1], max_blocks, dtype=torch.int32, device=device)
+        self.captured: dict[tuple[int, Sampling], _Captured] = {}
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def size_for(self, num_requests: int) -> int | None:
+        """The number that so many requests are padded to; None if they are too many for a graph."""
+        index = bisect_left(self.sizes, num_requests)
+        return self.sizes[index] if index < len(self.sizes) else None
+
+    def run(self, size: int, sampling: Sampling, block_table: Tensor) -> Tensor:
+        """One step: block_table [size, at most max_blocks] int32 -> the output, which the next step overwrites."""
+        table = self.block_table[:size]
+        table[:, : block_table.shape[1]] = block_table
+        captured = self.captured.get((size, sampling))
+        if captured is not None:
+            captured.graph.replay()
+            return captured.output
+        output = self.decode(size, sampling, table)
+        if self.device.type == "cuda":
+            self.captured[size, sampling] = self._capture(size, sampling, table)
+        return output
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        self.captured.clear()
+
+    def _capture(self, size: int, sampling: Sampling, table: Tensor) -> _Captured:
+        start, free = time.perf_counter(), torch.cuda.mem_get_info(self.device)[0]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self.pool)
+            try:
+                output = self.decode(size, sampling, table)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        logger.info(
+            "captured decodes of up to %d requests (%s) in %.0f ms, %.0f MiB",
+            *(size, sampling.value, 1000 * (time.perf_counter() - start)),
+            (free - torch.cuda.mem_get_info(self.device)[0]) / 2**20,
+        )
+        return _Captured(graph, output)
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """The sizes that steps are padded to, ascending: few, as each takes time and memory, and no padding over a third.
+
+    Beyond 512 requests a step is long enough for the host.
+    """
+    sizes = [1, 2, 4, 8, 12, 16, 24, 32, 48, *range(64, 257, 32), 320, 384, 448, 512]
+    index = bisect_left(sizes, max_num_seqs)
+    return sizes[: index + 1]
