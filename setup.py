@@ -22,6 +22,11 @@ except ImportError:
     sys.exit()
 
 ARCHITECTURES = "8.0 8.9 9.0a 10.0+PTX"  # A100, L40S and RTX 4090, H100 and H200, B200 and what comes after it
+# torch's build takes the conversions between CUDA's number types away; the kernels use them.
+CONVERSIONS = [
+    f"-U__CUDA_NO_{name}__"
+    for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
+]
 COMMON = {
     "define_macros": [("TORCH_TARGET_VERSION", "0x020b000000000000")],
     "py_limited_api": True,
@@ -81,7 +86,7 @@ def cuda_extensions():
             "lightvllm.kernels._cuda",
             sources("cuda", "*.cpp", "*.cu"),
             depends=sources("cuda", "*.h"),
-            extra_compile_args={"cxx": ["-std=c++20", "-O2"], "nvcc": ["-std=c++17", "-O3"]},
+            extra_compile_args={"cxx": ["-std=c++20", "-O2"], "nvcc": ["-std=c++17", "-O3", *CONVERSIONS]},
             **COMMON,
         )
     ]

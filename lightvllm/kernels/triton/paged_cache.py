@@ -4,6 +4,8 @@ Reference twins: indexing by a block table in `lightvllm.kernels.reference.paged
 tests/kernels/gpu/test_paged_decode.py, test_paged_prefill.py.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -62,9 +64,10 @@ def load_heads(cache, slots, is_there, dtype: tl.constexpr, HEAD_DIM: tl.constex
 @triton.jit
 def load_scales(cache, slots, is_there, HEAD_DIM: tl.constexpr):
     """What the numbers of an int8 cache's heads are to be multiplied by, [tokens]; zero where not `is_there`."""
-    words = tl.load(cache + slots + HEAD_DIM // 4, mask=is_there)
-    if is_there is not None:
-        words = tl.where(is_there, words, 0)
+    if is_there is None:
+        words = tl.load(cache + slots + HEAD_DIM // 4)
+    else:
+        words = tl.load(cache + slots + HEAD_DIM // 4, mask=is_there, other=0)
     return words.to(tl.float32, bitcast=True)
 
 
@@ -73,7 +76,7 @@ def as_words(cache: Tensor) -> Tensor:
     return cache.view(torch.int32) if cache.dtype == torch.int8 else cache
 
 
-def cache_constants(key_cache: Tensor, value_cache: Tensor, head_dim: int) -> dict[str, int]:
+def cache_constants(key_cache: Tensor, value_cache: Tensor, head_dim: int) -> dict[str, Any]:
     """What a kernel is compiled for, of caches [num_blocks, block_size, num_kv_heads, head_dim] `as_words`.
 
     Strides are constants for the sake of what divides them: it decides how wide the loads are.

@@ -27,27 +27,16 @@ from lightvllm.kernels.triton.paged_cache import (
 )
 
 MOST_SPLITS = 16  # of a request
-MIN_SPLIT = 128  # keys: with fewer, putting splits together costs more than it saves
+MIN_SPLIT = 96  # keys: with fewer, putting splits together costs more than it saves
 ENOUGH_PROGRAMS = 16_384  # to keep all multiprocessors busy until the end
 
 
 @triton.jit
 def _attend_split(
-    query,
-    key_cache,
-    value_cache,
-    table,
-    first,
-    last,
-    scale,
-    TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr,
-    SLOT_STRIDE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    IS_INT8: tl.constexpr,
-):
+    query, key_cache, value_cache, table, first, last, scale,
+    TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, IS_INT8: tl.constexpr,
+):  # fmt: skip
     """Of query [ROWS, DIMS] and keys [first, last): the weighted values, the weights' sum, and the highest score."""
     ROWS: tl.constexpr = query.shape[0]
     values_sum = tl.zeros([ROWS, DIMS], tl.float32)
@@ -91,18 +80,10 @@ def _paged_decode(
     BEGINS_EARLY: tl.constexpr,
     WINDOW: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a kv head
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_STRIDE: tl.constexpr,
-    SLOT_STRIDE: tl.constexpr,
-    HEAD_STRIDE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    IS_INT8: tl.constexpr,
-):
+    ROWS: tl.constexpr, TILE: tl.constexpr, MIN_SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr, HEAD_STRIDE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, IS_INT8: tl.constexpr,
+):  # fmt: skip
     if BEGINS_EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -154,25 +135,19 @@ def _paged_decode(
 
 @triton.jit
 def _put_together(
-    split_values,
-    split_totals,
-    split_peaks,
-    output,
-    num_splits,
-    GROUP: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-):
+    split_values, split_totals, split_peaks, output, num_splits,
+    GROUP: tl.constexpr, MOST_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
     """One softmax of a kv head's splits: weights are shrunk to the highest score of all, and summed."""
-    # Some rows at a time, [splits, rows, dims], or they would not fit into registers.
-    AT_ONCE: tl.constexpr = min(4, triton.next_power_of_2(GROUP))
+    # So many rows at a time, [splits, rows, dims], as fit into a warp's registers.
+    AT_ONCE: tl.constexpr = min(triton.next_power_of_2(GROUP), max(1, 4096 // (MOST_SPLITS * DIMS)))
     splits = tl.arange(0, MOST_SPLITS)[:, None]
     dims = tl.arange(0, DIMS)
+    is_there = splits < num_splits
     for first in tl.static_range(0, GROUP, AT_ONCE):
-        rows = first + tl.arange(0, AT_ONCE)
+        rows = tl.minimum(first + tl.arange(0, AT_ONCE), GROUP - 1)
         here = splits * GROUP + rows[None, :]
-        is_there = (splits < num_splits) & (rows[None, :] < GROUP)
+        # Other multiprocessors wrote these: they are not to come from this one's own cache.
         peak = tl.load(split_peaks + here, mask=is_there, other=LOWEST, cache_modifier=".cg")
         total = tl.load(split_totals + here, mask=is_there, other=0, cache_modifier=".cg")
         values = tl.load(
@@ -180,8 +155,8 @@ def _put_together(
         )
         shrink = tl.exp2(peak - tl.max(peak, 0)[None, :])
         result = tl.sum(values * shrink[:, :, None], 0) / tl.sum(total * shrink, 0)[:, None]
-        is_used = (rows[:, None] < GROUP) & (dims[None, :] < HEAD_DIM)
-        tl.store(output + rows[:, None] * HEAD_DIM + dims[None, :], result.to(output.dtype.element_ty), mask=is_used)
+        places = output + rows[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(places, result.to(output.dtype.element_ty), mask=dims[None, :] < HEAD_DIM)
 
 
 def paged_decode(
@@ -240,7 +215,7 @@ def paged_decode(
         split_values, split_sums, arrivals, scale * LOG2_E, block_table.stride(0), query.stride(0),
         BEGINS_EARLY=early, WINDOW=sliding_window, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
         MIN_SPLIT=MIN_SPLIT, MOST_SPLITS=MOST_SPLITS, launch_pdl=early, **constants,
-        **decode_config(query.dtype, head_dim),
+        **decode_config(query.dtype, head_dim, constants["IS_INT8"]),
     )  # fmt: skip
     return output
 
@@ -250,8 +225,9 @@ def begins_early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def decode_config(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
-    """Keys of a tile, and how a program runs."""
+def decode_config(dtype: torch.dtype, head_dim: int, is_int8: bool) -> dict[str, int]:
+    """Keys of a tile, and how a program runs: one warp need wait for no other."""
     if dtype == torch.float32:
         return {"TILE": 32, "num_warps": 4, "num_stages": 2}
-    return {"TILE": 32, "num_warps": 1, "num_stages": 5}
+    # Numbers of four bytes are no good to copy ahead of their use: it takes an instruction each.
+    return {"TILE": 32, "num_warps": 1 if head_dim <= 128 else 2, "num_stages": 1 if is_int8 else 5}

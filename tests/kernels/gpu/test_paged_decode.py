@@ -110,6 +110,20 @@ def test_what_a_request_does_not_see_may_be_anything(is_int8: bool, window: int,
     assert torch.equal(paged_decode(*case, 600, 0.2, window), clean)
 
 
+@pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
+@pytest.mark.parametrize("broken", [0, 1], ids=["key", "value"])
+def test_a_broken_head_breaks_those_who_see_it(is_int8: bool, broken: int, device: str) -> None:
+    """In one of several splits, which the others do not hide."""
+    types = (torch.float16, torch.int8 if is_int8 else torch.float16)
+    case = decode_case(types, 32, 4, 2, 16, LENGTHS, device)
+    clean = paged_decode(*case, 600, 0.2, 0)
+    poison(case[1 + broken][case[3][3, 200 // 16], 200 % 16, 1])
+    actual = paged_decode(*case, 600, 0.2, 0)
+    assert actual[3, 2:].isnan().all()
+    assert torch.equal(actual[3, :2], clean[3, :2])
+    assert torch.equal(actual[:3], clean[:3])
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [0, 300])
 def test_a_request_is_bitwise_the_same_in_any_company(
