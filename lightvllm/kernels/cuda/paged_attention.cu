@@ -210,13 +210,12 @@ cudaError_t paged_attention_v1(const PagedAttention& call, cudaStream_t stream) 
 }
 
 // The multiprocessors take up blocks in waves; a wave takes as long as one block, that is as its keys and its beginning.
-// Joining splits takes about as long as beginning.
 int64_t paged_attention_splits(int64_t requests, int64_t kv_heads, int64_t max_seq_len) {
   constexpr int64_t BLOCKS_EACH = 6, BEGINNING = 64;  // of a multiprocessor, as its registers allow; in keys
   int64_t best = 1, shortest = INT64_MAX;
   for (int64_t splits = 1; splits <= std::min<int64_t>(MOST_SPLITS, ceil_div(max_seq_len, BEGINNING)); splits++) {
     const int64_t waves = ceil_div(requests * kv_heads * splits, multiprocessors() * BLOCKS_EACH);
-    const int64_t time = waves * (ceil_div(max_seq_len, splits) + BEGINNING) + (splits > 1 ? BEGINNING : 0);
+    const int64_t time = waves * (ceil_div(max_seq_len, splits) + BEGINNING);
     if (time < shortest) best = splits, shortest = time;
   }
   return best;
