@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <type_traits>
 
 #include "kernels.h"
 #include "launch.h"
@@ -58,36 +57,6 @@ __device__ inline __half narrow(float x) { return __float2half_rn(x); }
 template <>
 __device__ inline __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x); }
 
-// One of a vector's numbers. Taken from a word of two, so that the vector stays in its four registers.
-template <class T, int WIDTH>
-__device__ inline float number(const Vector<T, WIDTH>& vector, int i) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16> && WIDTH % 2 == 0) {
-    const uint32_t word = reinterpret_cast<const uint32_t*>(&vector)[i / 2];
-    return __uint_as_float(i % 2 ? word & 0xffff0000 : word << 16);
-  }
-  return widen(vector.at[i]);
-}
-
-// A vector of f(0), f(1), ..., rounded two at a time.
-template <class T, int WIDTH, class Function>
-__device__ inline Vector<T, WIDTH> vector_of(Function f) {
-  Vector<T, WIDTH> result;
-#pragma unroll
-  for (int i = 0; i < WIDTH; i++) {
-    if constexpr (sizeof(T) == 2 && WIDTH % 2 == 0) {
-      if (i % 2) continue;
-      using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-      Two two;
-      if constexpr (std::is_same_v<T, __half>) two = __floats2half2_rn(f(i), f(i + 1));
-      else two = __floats2bfloat162_rn(f(i), f(i + 1));
-      reinterpret_cast<Two*>(&result)[i / 2] = two;
-    } else {
-      result.at[i] = narrow<T>(f(i));
-    }
-  }
-  return result;
-}
-
 // The sum over `threads` neighbours, a power of two up to 32, in each of them. All 32 threads of the warp take part.
 __device__ inline float sum_of_neighbours(float x, int threads) {
 #pragma unroll
@@ -115,16 +84,6 @@ inline int64_t address(const void* pointer) { return int64_t(reinterpret_cast<ui
 
 inline bool are_aligned(const Heads& x, int64_t element_size) {
   return are_aligned({address(x.data), x.size * element_size, x.token_stride * element_size, x.head_stride * element_size});
-}
-
-inline int64_t multiprocessors() {
-  static const int64_t count = [] {
-    int device = 0, number = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, device);
-    return number;
-  }();
-  return count;
 }
 
 // Calls body with a zero of the type.

@@ -48,10 +48,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ PagedA
   let_next_begin();
   const int64_t row = blockIdx.x, token = row / call.query.heads, head = row % call.query.heads;
   const Keys keys = keys_of(call, token, blockIdx.y);
-  if (keys.begin >= keys.end) {
-    if (threadIdx.x == 0) write_nothing(call, row, blockIdx.y);
-    return;
-  }
+  if (keys.begin >= keys.end) return;  // the split has nothing
   const int size = call.query.size, lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = THREADS / lanes;
   const int64_t head_bytes = size + (IS_INT8 ? int64_t(sizeof(float)) : 0), slot_stride = call.kv_heads * head_bytes;
   const int64_t kv_head = head / (call.query.heads / call.kv_heads);
@@ -135,13 +132,15 @@ __global__ void __launch_bounds__(THREADS) join_splits(const __grid_constant__ P
   wait_for_previous();
   let_next_begin();
   const int64_t row = blockIdx.x;
-  const int size = call.query.size, splits = call.splits, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int size = call.query.size, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const Keys keys = keys_of(call, row / call.query.heads);
+  const int used = ceil_div(keys.end - keys.begin, max(keys_each(call, keys), 1));
   // Every warp adds up all splits' totals: that is quicker than to tell the others.
   float2 totals[MOST_SPLITS / 32];
   float overall = LOWEST, sum = 0;
 #pragma unroll
   for (int i = 0; i < MOST_SPLITS / 32; i++) {
-    totals[i] = lane + 32 * i < splits ? totals_of(call)[row * splits + lane + 32 * i] : float2{LOWEST, 0};
+    totals[i] = lane + 32 * i < used ? totals_of(call)[row * call.splits + lane + 32 * i] : float2{LOWEST, 0};
     overall = fmaxf(overall, totals[i].x);
   }
   for (int offset = 16; offset; offset /= 2) overall = fmaxf(overall, __shfl_xor_sync(0xffffffff, overall, offset));
@@ -155,19 +154,17 @@ __global__ void __launch_bounds__(THREADS) join_splits(const __grid_constant__ P
   __syncthreads();
 
   for (int place = lane * NUMBERS; place < size; place += 32 * NUMBERS) {
-    const float* partials = sums_of(call) + row * splits * size + place;
+    const float* partials = sums_of(call) + row * call.splits * size + place;
     float result[NUMBERS] = {};
-    for (int start = warp; start < splits; start += WARPS * AT_ONCE) {
+    for (int start = warp; start < used; start += WARPS * AT_ONCE) {
       Vector<float, NUMBERS> parts[AT_ONCE] = {};
-      float by[AT_ONCE];
 #pragma unroll
-      for (int j = 0; j < AT_ONCE; j++) {
-        const int split = start + j * WARPS;
-        by[j] = split < splits ? weights[split] : 0;
-        if (by[j] != 0) parts[j] = load<NUMBERS>(partials + int64_t(split) * size);  // without keys, nothing was written
-      }
+      for (int j = 0; j < AT_ONCE; j++)
+        if (start + j * WARPS < used) parts[j] = load<NUMBERS>(partials + int64_t(start + j * WARPS) * size);
 #pragma unroll
-      for (int i = 0; i < AT_ONCE * NUMBERS; i++) result[i % NUMBERS] += by[i / NUMBERS] * parts[i / NUMBERS].at[i % NUMBERS];
+      for (int i = 0; i < AT_ONCE * NUMBERS; i++)
+        if (start + i / NUMBERS * WARPS < used)
+          result[i % NUMBERS] += weights[start + i / NUMBERS * WARPS] * parts[i / NUMBERS].at[i % NUMBERS];
     }
 #pragma unroll
     for (int i = 0; i < NUMBERS; i++) numbers[warp][place + i] = result[i];
@@ -212,9 +209,15 @@ cudaError_t paged_attention_v1(const PagedAttention& call, cudaStream_t stream) 
 // The multiprocessors take up blocks in waves; a wave takes as long as one block, that is as its keys and its beginning.
 int64_t paged_attention_splits(int64_t requests, int64_t kv_heads, int64_t max_seq_len) {
   constexpr int64_t BLOCKS_EACH = 6, BEGINNING = 64;  // of a multiprocessor, as its registers allow; in keys
+  static const int multiprocessors = [] {
+    int device = 0, count = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count;
+  }();
   int64_t best = 1, shortest = INT64_MAX;
   for (int64_t splits = 1; splits <= std::min<int64_t>(MOST_SPLITS, ceil_div(max_seq_len, BEGINNING)); splits++) {
-    const int64_t waves = ceil_div(requests * kv_heads * splits, multiprocessors() * BLOCKS_EACH);
+    const int64_t waves = ceil_div(requests * kv_heads * splits, multiprocessors * BLOCKS_EACH);
     const int64_t time = waves * (ceil_div(max_seq_len, splits) + BEGINNING);
     if (time < shortest) best = splits, shortest = time;
   }

@@ -16,7 +16,7 @@ constexpr int LARGEST_HEAD = 256;
 constexpr int TILE = 16;                 // keys; splits begin at multiples of it
 constexpr float LOWEST = -FLT_MAX;       // of a softmax that has seen nothing: -inf less -inf would be no number
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr int MOST_SPLITS = 128;
+constexpr int MOST_SPLITS = 64;
 
 struct Keys {
   const int32_t* blocks;
@@ -35,14 +35,24 @@ __device__ inline int64_t request_of(const PagedAttention& call, int64_t token) 
   return low;
 }
 
-// The keys that a token sees, those of one split: all splits have as many, but the last that has some.
-__device__ inline Keys keys_of(const PagedAttention& call, int64_t token, int split) {
+// The keys that a token sees.
+__device__ inline Keys keys_of(const PagedAttention& call, int64_t token) {
   const int64_t request = request_of(call, token);
   int end = call.seq_lens[request];
   if (call.query_starts) end -= call.query_starts[request + 1] - 1 - int(token);
-  const int first = call.sliding_window && call.sliding_window < end ? end - int(call.sliding_window) : 0;
-  const int each = ceil_div(ceil_div(end - first, TILE), int(call.splits)) * TILE, begin = first + split * each;
-  return {call.block_table + request * call.table_stride, begin, min(begin + each, end)};
+  const int begin = call.sliding_window && call.sliding_window < end ? end - int(call.sliding_window) : 0;
+  return {call.block_table + request * call.table_stride, begin, end};
+}
+
+// Keys of one split: all have as many, but the last that has some.
+__device__ inline int keys_each(const PagedAttention& call, const Keys& keys) {
+  return ceil_div(ceil_div(keys.end - keys.begin, TILE), int(call.splits)) * TILE;
+}
+
+__device__ inline Keys keys_of(const PagedAttention& call, int64_t token, int split) {
+  const Keys all = keys_of(call, token);
+  const int each = keys_each(call, all), begin = all.begin + split * each;
+  return {all.blocks, begin, min(begin + each, all.end)};
 }
 
 // Where in the cache, counted in tokens, the one at this position lies.
@@ -70,11 +80,6 @@ __device__ inline void write_number(const PagedAttention& call, int64_t row, int
   const int64_t part = row * call.splits + split;
   sums_of(call)[part * call.query.size + place] = number;
   if (place == 0) totals_of(call)[part] = {largest, sum};
-}
-
-// Of a split without keys: only that.
-__device__ inline void write_nothing(const PagedAttention& call, int64_t row, int split) {
-  if (call.splits > 1) totals_of(call)[row * call.splits + split] = {LOWEST, 0};
 }
 
 // Puts the warps' results for one head together: numbers: [WARPS][...] with `stride` between warps. `row` is token *

@@ -22,24 +22,29 @@ __device__ inline Pair<T, WIDTH> load_pair(const T* first, int64_t half) {
 // Rounded once, as the norm alone would be.
 template <class T, int WIDTH>
 __device__ inline void scale(Pair<T, WIDTH>& x, float by, const Pair<T, WIDTH>& weight) {
-  x.first = vector_of<T, WIDTH>([&](int i) { return number(x.first, i) * by * number(weight.first, i); });
-  x.second = vector_of<T, WIDTH>([&](int i) { return number(x.second, i) * by * number(weight.second, i); });
+#pragma unroll
+  for (int i = 0; i < WIDTH; i++) {
+    x.first.at[i] = narrow<T>(widen(x.first.at[i]) * by * widen(weight.first.at[i]));
+    x.second.at[i] = narrow<T>(widen(x.second.at[i]) * by * widen(weight.second.at[i]));
+  }
 }
 
 template <class T, int WIDTH>
 __device__ inline void rotate(Pair<T, WIDTH>& x, const Pair<float, WIDTH>& cos, const Pair<float, WIDTH>& sin) {
-  const Pair<T, WIDTH> from = x;
-  x.first = vector_of<T, WIDTH>(
-      [&](int i) { return number(from.first, i) * cos.first.at[i] - number(from.second, i) * sin.first.at[i]; });
-  x.second = vector_of<T, WIDTH>(
-      [&](int i) { return number(from.second, i) * cos.second.at[i] + number(from.first, i) * sin.second.at[i]; });
+#pragma unroll
+  for (int i = 0; i < WIDTH; i++) {
+    const float first = widen(x.first.at[i]), second = widen(x.second.at[i]);
+    x.first.at[i] = narrow<T>(first * cos.first.at[i] - second * sin.first.at[i]);
+    x.second.at[i] = narrow<T>(second * cos.second.at[i] + first * sin.second.at[i]);
+  }
 }
 
 template <class T, int WIDTH>
 __device__ inline float sum_of_squares(const Pair<T, WIDTH>& x) {
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < WIDTH; i++) sum += number(x.first, i) * number(x.first, i) + number(x.second, i) * number(x.second, i);
+  for (int i = 0; i < WIDTH; i++)
+    sum += widen(x.first.at[i]) * widen(x.first.at[i]) + widen(x.second.at[i]) * widen(x.second.at[i]);
   return sum;
 }
 
@@ -64,7 +69,6 @@ __global__ void rotate_vectors(Heads x, Rotation by, T* out, int lanes) {
       key_weight = load_pair<T, WIDTH>(static_cast<const T*>(by.key_weight) + place, half);
     }
   }
-  const float size = x.size;
   const int num_heads = x.heads, num_rotated = by.num_heads + by.num_kv_heads;
   for (int start = 0; start < num_heads; start += groups * AT_ONCE) {  // the same for all: sums need every thread
     Pair<T, WIDTH> heads[AT_ONCE];
@@ -78,7 +82,7 @@ __global__ void rotate_vectors(Heads x, Rotation by, T* out, int lanes) {
 #pragma unroll
       for (int j = 0; j < AT_ONCE; j++) {
         const int head = start + j * groups + group;
-        const float sum = sum_of_neighbours(sum_of_squares(heads[j]), lanes), scale_by = rsqrtf(sum / size + by.eps);
+        const float sum = sum_of_neighbours(sum_of_squares(heads[j]), lanes), scale_by = rsqrtf(sum / x.size + by.eps);
         if (head < by.num_heads) scale(heads[j], scale_by, query_weight);
         else if (head < num_rotated) scale(heads[j], scale_by, key_weight);
       }

@@ -8,11 +8,11 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int VECTORS = 2;  // of a thread; all are asked for before the first is used
 
-// As exact as type T shows.
 template <class T>
-__device__ inline float silu(float x) {
-  if constexpr (sizeof(T) < sizeof(float)) return __fdividef(x, 1 + __expf(-x));
-  return x / (1 + expf(-x));
+__device__ inline float silu(T x) {
+  const float wide = widen(x);
+  if constexpr (sizeof(T) < sizeof(float)) return __fdividef(wide, 1 + __expf(-wide));  // what is lost is rounded away
+  return wide / (1 + expf(-wide));
 }
 
 template <class T, int WIDTH>
@@ -33,7 +33,9 @@ __global__ void gate(const T* x, int64_t stride, T* out, int64_t size) {
   for (int j = 0; j < VECTORS; j++) {
     const int64_t i = first + j * THREADS * WIDTH;
     if (i >= size) break;
-    const auto result = vector_of<T, WIDTH>([&](int k) { return silu<T>(number(gates[j], k)) * number(ups[j], k); });
+    Vector<T, WIDTH> result;
+#pragma unroll
+    for (int k = 0; k < WIDTH; k++) result.at[k] = narrow<T>(silu(gates[j].at[k]) * widen(ups[j].at[k]));
     store(out + blockIdx.x * size + i, result);
   }
 }
