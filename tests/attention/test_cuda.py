@@ -58,14 +58,14 @@ def test_backend_equals_reference(query_lens: list[int], window: int | None, con
 
 
 def test_why_not() -> None:
-    assert why_not(torch.device("cpu"), torch.bfloat16, 128) == "as no compiled CUDA kernels are there for cpu"
+    assert why_not(torch.device("cpu"), torch.bfloat16, 128, False) == "as no compiled CUDA kernels are there for cpu"
 
 
 def test_why_not_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr(gpu, "load_compiled", lambda: True)
-    assert why_not(device, torch.bfloat16, 256) is None
-    assert why_not(device, torch.float64, 128) == "as the CUDA kernels do not know torch.float64"
-    assert why_not(device, torch.float16, 288) == "as the head size, 288, is above 256"
+    assert why_not(device, torch.bfloat16, 256, False) is None
+    assert why_not(device, torch.float64, 128, False) == "as the CUDA kernels do not know torch.float64"
+    assert why_not(device, torch.float16, 288, False) == "as the head size, 288, is above 256"
     monkeypatch.setattr(gpu, "load_compiled", lambda: False)
-    assert why_not(device, torch.bfloat16, 128) == "as no compiled CUDA kernels are there for cuda"
+    assert why_not(device, torch.bfloat16, 128, False) == "as no compiled CUDA kernels are there for cuda"

@@ -63,12 +63,12 @@ __global__ void __launch_bounds__(LARGEST_BLOCK, 1) norm_rows(Heads x, const T* 
   Vector<T, WIDTH> kept[KEPT], weights[KEPT];
 #pragma unroll
   for (int j = 0; j < KEPT; j++)
-    if (first + j * step < end) kept[j] = load_once<WIDTH>(from + first + j * step);
+    if (first + j * step < end) kept[j] = load<WIDTH>(from + first + j * step);
   if constexpr (ADDS) {
     Vector<T, WIDTH> updates[KEPT];
 #pragma unroll
     for (int j = 0; j < KEPT; j++)
-      if (first + j * step < end) updates[j] = load_once<WIDTH>(update + first + j * step);
+      if (first + j * step < end) updates[j] = load<WIDTH>(update + first + j * step);
 #pragma unroll
     for (int j = 0; j < KEPT; j++)
       if (first + j * step < end) store(total + first + j * step, kept[j] = sum_of(kept[j], updates[j]));

@@ -19,11 +19,6 @@ __device__ inline Pair<T, WIDTH> load_pair(const T* first, int64_t half) {
   return {load<WIDTH>(first), load<WIDTH>(first + half)};
 }
 
-template <class T, int WIDTH>
-__device__ inline Pair<T, WIDTH> load_pair_once(const T* first, int64_t half) {
-  return {load_once<WIDTH>(first), load_once<WIDTH>(first + half)};
-}
-
 // Rounded once, as the norm alone would be.
 template <class T, int WIDTH>
 __device__ inline void scale(Pair<T, WIDTH>& x, float by, const Pair<T, WIDTH>& weight) {
@@ -81,7 +76,7 @@ __global__ void rotate_vectors(Heads x, Rotation by, T* out, int lanes) {
     for (int j = 0; j < AT_ONCE; j++) {
       const int head = start + j * groups + group;
       heads[j] = {};
-      if (has_place && head < num_heads) heads[j] = load_pair_once<T, WIDTH>(from + head * x.head_stride, half);
+      if (has_place && head < num_heads) heads[j] = load_pair<T, WIDTH>(from + head * x.head_stride, half);
     }
     if (by.query_weight) {
 #pragma unroll
