@@ -127,9 +127,9 @@ def _generate(model: Any, requests: Requests, limit: float) -> tuple[float, int 
             manager.add_request(prompt, max_new_tokens=length, eos_token_id=-1)
         unfinished = len(requests.prompts)
         while unfinished:
-            if time.perf_counter() - start > limit:
+            if (seconds := time.perf_counter() - start) > limit:
                 manager.stop(hard_stop=True)
-                return time.perf_counter() - start, None
+                return seconds, None
             result = manager.get_result(timeout=1)
             if result is None and not manager.is_running():
                 raise ValueError("transformers' continuous batching stopped before it was done")
