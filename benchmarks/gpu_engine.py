@@ -32,6 +32,7 @@ from gpu_engine_text import (
     targets_text,
     timeline_text,
     weight_bytes,
+    workload_text,
 )
 from gpu_rates import Rates, require_gpu, write_json
 
@@ -46,7 +47,7 @@ OUTPUT_LEN = 512
 WEIGHT_SHARES = {"0.6B": 0.70, "8B": 0.85}  # of the weight-bytes limit, decode of one request
 AHEAD, HOST_GAP, START = 5.0, 0.05, 8.0  # times transformers, share of a step, seconds
 STARTS = 2
-ENGINE_SECONDS, WORKLOAD_SECONDS, SHORT_SECONDS = 150, 400, 120  # limits of processes
+ENGINE_SECONDS, SHORT_SECONDS = 150, 120  # limits of processes
 START_MODEL, WORKLOAD_MODEL = "0.6B", "0.6B"
 
 
@@ -157,18 +158,13 @@ def timeline(bench: Bench) -> str:
 
 def workload(bench: Bench) -> str:
     """nano-vllm's, on both engines."""
-    count = bench.args.requests
-    runs = bench.record["workload"] = {
-        kind: bench.job(kind, WORKLOAD_MODEL, WORKLOAD_SECONDS, count=count) for kind in ("workload", "transformers")
-    }
-    rates = {kind: run["output_tokens"] / run["seconds"] for kind, run in runs.items()}
-    ahead = rates["workload"] / rates["transformers"]
+    count, limit = bench.args.requests, bench.args.limit
+    ours = bench.job("workload", WORKLOAD_MODEL, ENGINE_SECONDS, count=count)
+    theirs = bench.job("transformers", WORKLOAD_MODEL, limit + SHORT_SECONDS, count=count, limit=limit)
+    bench.record["workload"] = {"lightvllm": ours, "transformers": theirs}
+    ahead = theirs["seconds"] / ours["seconds"]
     bench.targets.append(Target(f"{count} requests, times transformers' output tokens/s", ahead, AHEAD, ".1f"))
-    lines = [f"{count} requests, {runs['workload']['output_tokens']:,} output tokens, {WORKLOAD_MODEL}"]
-    for kind, run in runs.items():
-        first = "" if run["first_seconds"] is None else f" (first run {run['first_seconds']:.1f} s)"
-        lines.append(f"  {run['how']:50} {run['seconds']:8.1f} s{first}  {rates[kind]:10,.0f} output tokens/s")
-    return "\n".join([*lines, f"  {ahead:.1f} times as fast"])
+    return workload_text(f"{count} requests, {WORKLOAD_MODEL}", ours, theirs)
 
 
 def start(bench: Bench) -> str:
@@ -196,6 +192,9 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", default="0.6B,8B", help=f"shapes, of {', '.join(QWEN3)}; default: 0.6B,8B")
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help="may be given several times")
     parser.add_argument("--requests", type=int, default=256, help="of the workload, for both engines")
+    parser.add_argument(
+        "--limit", type=float, default=300, help="seconds after which transformers is ended there, done or not"
+    )
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further options of LLM")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--work", type=Path, help="folder for models, kept; default: one that is removed")

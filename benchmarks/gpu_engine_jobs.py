@@ -185,7 +185,7 @@ KINDS: dict[str, Callable[..., Any]] = {
     "rates": measure_rates,
     "engine": measure_engine,
     "workload": lambda job, count: run_engine(Path(job.folder), count, job.options),
-    "transformers": lambda job, count: run_transformers(Path(job.folder), count, job.options["device"]),
+    "transformers": lambda job, count, limit: run_transformers(Path(job.folder), count, job.options["device"], limit),
     "checkpoint": lambda job, shape, device: write_checkpoint(Path(job.folder), Shape(**shape), device=device),
 }
 

@@ -139,6 +139,19 @@ def timeline_text(name: str, timeline: dict[str, Any]) -> str:
     return "\n".join([*lines, *([f"  {rest:6.1%}  {len(kernels) - SHOWN} others"] if rest else [])])
 
 
+def workload_text(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Both engines' runs of the same requests, and how many times as fast ours is."""
+    lines = [f"{name}, {ours['output_tokens']:,} output tokens"]
+    for run in (ours, theirs):
+        rate = run["output_tokens"] / run["seconds"]
+        words = ("", "") if run["is_done"] else ("more than ", "less than ")
+        figures = f"{words[0]}{run['seconds']:.1f} s, {words[1]}{rate:,.0f} output tokens/s"
+        first = "" if run["first_seconds"] is None else f" (a first run of others: {run['first_seconds']:.1f} s)"
+        lines.append(f"  {run['how']:40} {figures}{first}")
+    least = "" if theirs["is_done"] else "more than "
+    return "\n".join([*lines, f"  {least}{theirs['seconds'] / ours['seconds']:.1f} times as fast"])
+
+
 def start_text(model: str, found: dict[str, dict[str, float]]) -> str:
     """Seconds since the process was started, a line for each way to start."""
     names = ("import_torch", "load", "first_token", "second_token", "cold")

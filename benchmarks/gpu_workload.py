@@ -47,19 +47,17 @@ class Run:
     """One run, from sending the requests to the last token.
 
     Attributes:
+        output_tokens: that were asked for.
         first_seconds: of a run of other requests before it, which captured graphs; None where there was none.
         how: what ran, in words.
+        is_done: False if it was ended before it had all tokens.
     """
 
     seconds: float
     output_tokens: int
     first_seconds: float | None
     how: str
-
-    @property
-    def rate(self) -> float:
-        """Output tokens a second."""
-        return self.output_tokens / self.seconds
+    is_done: bool = True
 
 
 def run_engine(folder: Path, count: int, options: dict[str, Any]) -> Run:
@@ -87,8 +85,12 @@ def run_engine(folder: Path, count: int, options: dict[str, Any]) -> Run:
     return Run(seconds, found, first, "lightvllm")
 
 
-def run_transformers(folder: Path, count: int, device: str) -> Run:
-    """transformers' continuous batching as it comes: with flash-attention where that is installed, else with SDPA."""
+def run_transformers(folder: Path, count: int, device: str, limit: float) -> Run:
+    """transformers' continuous batching as it comes: with flash-attention where that is installed, else with SDPA.
+
+    Args:
+        limit: seconds after which it is ended, done or not.
+    """
     import torch
     import transformers
 
@@ -97,18 +99,19 @@ def run_transformers(folder: Path, count: int, device: str) -> Run:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.eval()
     requests = Requests.draw(count)
-    _generate(model, requests.short())
-    start = time.perf_counter()
-    found = _generate(model, requests)
-    seconds = time.perf_counter() - start
-    if found != requests.num_output_tokens:
+    _generate(model, requests.short(), limit)
+    seconds, found = _generate(model, requests, limit)
+    if found is not None and found != requests.num_output_tokens:
         raise ValueError(f"transformers gave {found} tokens, where {requests.num_output_tokens} were asked for")
     how = f"transformers {transformers.__version__}, attention {model.config._attn_implementation}"
-    return Run(seconds, found, None, how)
+    return Run(seconds, requests.num_output_tokens, None, how, is_done=found is not None)
 
 
-def _generate(model: Any, requests: Requests) -> int:
-    """Generated tokens of all requests, each of which has a length of its own."""
+def _generate(model: Any, requests: Requests, limit: float) -> tuple[float, int | None]:
+    """Seconds and generated tokens of all requests, each of which has a length of its own; None for too long a run.
+
+    As of our engine, time begins when it is ready: with a cache, and warmed up in its own way.
+    """
     from transformers import GenerationConfig
     from transformers.generation.continuous_batching.utils import WorkloadHints
 
@@ -119,10 +122,14 @@ def _generate(model: Any, requests: Requests) -> int:
     hints = WorkloadHints(longest_prompt, longest_output, len(requests.prompts))
     found = 0
     with model.continuous_batching_context_manager(generation_config=config, workload_hints=hints) as manager:
+        start = time.perf_counter()
         for prompt, length in zip(requests.prompts, requests.output_lens, strict=True):
             manager.add_request(prompt, max_new_tokens=length, eos_token_id=-1)
         unfinished = len(requests.prompts)
         while unfinished:
+            if (seconds := time.perf_counter() - start) > limit:
+                manager.stop(hard_stop=True)
+                return seconds, None
             result = manager.get_result(timeout=1)
             if result is None and not manager.is_running():
                 raise ValueError("transformers' continuous batching stopped before it was done")
@@ -131,4 +138,5 @@ def _generate(model: Any, requests: Requests) -> int:
                     raise ValueError(f"transformers' continuous batching failed: {result.error}")
                 found += len(result.generated_tokens)
                 unfinished -= 1
-    return found
+        seconds = time.perf_counter() - start
+    return seconds, found

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_engine
@@ -13,7 +16,7 @@ import gpu_timeline
 import gpu_workload
 import pytest
 import torch
-from gpu_engine_text import Target, least_prefill, least_step, timeline_text, weight_bytes
+from gpu_engine_text import Target, least_prefill, least_step, timeline_text, weight_bytes, workload_text
 from gpu_rates import Rates
 from gpu_timeline import Work, summarize, works_of
 from gpu_workload import Requests
@@ -93,8 +96,54 @@ class TestWorkload:
         write_config(tmp_path, TINY)
         run = gpu_workload.run_engine(tmp_path, 3, {"device": "cpu", **OPTIONS})
         assert run.output_tokens == Requests.draw(3).num_output_tokens
-        assert run.rate == run.output_tokens / run.seconds
         assert run.first_seconds is not None
+        assert run.is_done
+
+    @pytest.mark.parametrize(("is_done", "words"), [(True, ""), (False, "more than ")])
+    def test_one_that_was_ended_is_slower_than_what_is_shown(self, is_done: bool, words: str) -> None:
+        ours = gpu_workload.Run(2.0, 1000, 3.0, "lightvllm")
+        theirs = gpu_workload.Run(20.0, 1000, None, "transformers", is_done)
+        lines = workload_text("4 requests", asdict(ours), asdict(theirs)).splitlines()
+        assert lines[0] == "4 requests, 1,000 output tokens"
+        assert lines[1].endswith(" 2.0 s, 500 output tokens/s (a first run of others: 3.0 s)")
+        assert lines[2].endswith(f" {words}20.0 s, {words and 'less than '}50 output tokens/s")
+        assert lines[3] == f"  {words}10.0 times as fast"
+
+    def test_transformers_gets_each_request_s_length_and_is_ended_in_time(self) -> None:
+        class Batching:
+            """In the place of a model and of its manager: a request is done as soon as it is asked for."""
+
+            def __init__(self, answers: int) -> None:
+                self.answers, self.lengths, self.stopped = answers, [], False
+
+            @contextmanager
+            def continuous_batching_context_manager(self, **_: object) -> Iterator[Any]:
+                yield self
+
+            def add_request(self, prompt: list[int], max_new_tokens: int, eos_token_id: int) -> None:
+                assert eos_token_id == -1
+                self.lengths.append(max_new_tokens)
+
+            def get_result(self, timeout: float) -> Any:
+                self.answers -= 1
+                if self.answers < 0:
+                    return None
+                tokens = [0] * self.lengths[self.answers]
+                return SimpleNamespace(is_finished=lambda: True, error=None, generated_tokens=tokens)
+
+            def is_running(self) -> bool:
+                return True
+
+            def stop(self, hard_stop: bool) -> None:
+                self.stopped = hard_stop
+
+        requests = Requests.draw(3)
+        seconds, found = gpu_workload._generate(Batching(3), requests, limit=60)
+        assert (seconds < 1, found) == (True, requests.num_output_tokens)
+        slow = Batching(2)
+        seconds, found = gpu_workload._generate(slow, requests, limit=0.01)
+        assert (0.01 < seconds < 1, found) == (True, None)
+        assert slow.stopped
 
 
 class TestLimits:
