@@ -22,7 +22,6 @@ namespace {
 
 constexpr int WARPS = 8;             // that multiply; one more copies
 constexpr int CHUNK = 32;            // inputs that a warp multiplies at a time: 16 bytes of a row for each of four lanes
-constexpr int CHUNK_BYTES = 2 * CHUNK;
 constexpr int STAGE_INPUTS = 1024;   // of a tile's rows that are copied at a time
 constexpr int TILE = 16;             // rows of the weight, as the matrix units take them
 constexpr int MOST_STAGES = 16;
@@ -46,10 +45,17 @@ struct Plan {
   int x_pitch;       // bytes from row to row of x in shared memory; 0 where it is read where it is
 };
 
-__device__ float silu(float x) { return x / (1.0f + __expf(-x)); }
+// What becomes of a finished sum; `sums` is the product's, and its partner's where gated.
+template <typename T>
+__device__ void finish(const FewRows& p, const Plan& plan, int row, int unit, float sum, float partner, float residual) {
+  if (p.is_gated) sum = sum / (1.0f + __expf(-sum)) * partner;
+  static_cast<T*>(p.y)[static_cast<int64_t>(row) * plan.units + unit] = narrow<T>(sum + residual);
+}
 
-// How many tiles' sums are put together at a time: no more sums than threads.
-__host__ __device__ constexpr int group_tiles(int rows) { return rows > 4 ? 2 : 4; }
+template <typename T>
+__device__ float bias_of(const FewRows& p, int output) {
+  return p.bias ? static_cast<float>(static_cast<const T*>(p.bias)[output]) : 0.0f;
+}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ void init_barrier(uint32_t barrier, int arrivals) {
@@ -93,7 +99,7 @@ struct Share {
     tiles = (last - first + tile_units - 1) / tile_units;
   }
 
-  // What a row of a tile belongs to; where gated the upper rows are the partners of the lower.
+  // Of a row of a tile; the upper half of gated ones are the partners of the lower.
   __device__ int unit(int tile, int row) const { return first + tile * tile_units + row % tile_units; }
   __device__ int output(int tile, int row) const { return unit(tile, row) + (row < tile_units ? 0 : plan.units); }
 };
@@ -131,60 +137,49 @@ __device__ void copy_weights(const Share& share, uint32_t ring, uint32_t full, u
   }
 }
 
-// One lane's part of x in shared memory, which no other lane reads: of row lane / 4, 16 bytes of each of its warp's chunks.
-template <typename T>
-struct Columns {
-  const FewRows& p;
-  uint8_t* x;  // the lane's bytes of chunk 0
-  bool is_row;
-
-  template <typename Body>
-  __device__ void for_each(Body body) const {
-    const int last = is_row ? p.inputs * int(sizeof(T)) : 0;
+// Copy rows of 16-byte vectors, all threads that multiply together.
+__device__ void copy_vectors(const uint8_t* from, int64_t from_pitch, uint8_t* to, int to_pitch, int rows, int vectors) {
+  for (int row = 0; row < rows; row++)
 #pragma unroll 4
-    for (int at = threadIdx.x / 32 * CHUNK_BYTES; at < last; at += WARPS * CHUNK_BYTES) body(at);
-  }
+    for (int i = threadIdx.x; i < vectors; i += 32 * WARPS)
+      reinterpret_cast<uint4*>(to + row * to_pitch)[i] = reinterpret_cast<const uint4*>(from + row * from_pitch)[i];
+}
 
-  __device__ void load() const {
-    const int lane = threadIdx.x % 32;
-    const uint8_t* from = reinterpret_cast<const uint8_t*>(static_cast<const T*>(p.x) + lane / 4 * p.x_stride) + lane % 4 * 16;
-    for_each([&](int at) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(x + at)), "l"(from + at) : "memory");
-    });
-    asm volatile("cp.async.wait_all;" ::: "memory");
+// A warp for each row of x: its norm into shared memory. The weights of the norm are there.
+template <typename T>
+__device__ void norm_row(const FewRows& p, const uint8_t* weights, uint8_t* to) {
+  constexpr int MOST = 8;  // vectors of a thread that are under way at a time
+  const int row = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.inputs / 8;
+  if (row >= p.rows) return;
+  const uint4* from = reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) + row * p.x_stride);
+  float squares = 0.0f;
+  for (int first = lane; first < vectors; first += 32 * MOST) {
+    uint4 loaded[MOST];
+#pragma unroll
+    for (int i = 0; i < MOST; i++)
+      if (first + 32 * i < vectors) loaded[i] = from[first + 32 * i];
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+      if (first + 32 * i >= vectors) break;
+      reinterpret_cast<uint4*>(to)[first + 32 * i] = loaded[i];
+      const T* values = reinterpret_cast<const T*>(&loaded[i]);
+#pragma unroll
+      for (int j = 0; j < 8; j++) squares += static_cast<float>(values[j]) * static_cast<float>(values[j]);
+    }
   }
-
-  // weights: the norm's, in shared memory
-  __device__ void norm(const uint8_t* weights, float (*squares)[WARPS]) const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    weights += lane % 4 * 16;
-    float sum = 0.0f;
-    for_each([&](int at) {
-      const uint4 vector = *reinterpret_cast<const uint4*>(x + at);
-      const T* values = reinterpret_cast<const T*>(&vector);
+  const float scale = rsqrtf(warp_sum(squares) / p.inputs + p.eps);
+#pragma unroll 4
+  for (int i = lane; i < vectors; i += 32) {
+    uint4 vector = reinterpret_cast<const uint4*>(to)[i];
+    const uint4 loaded = reinterpret_cast<const uint4*>(weights)[i];
+    const T* factors = reinterpret_cast<const T*>(&loaded);
+    T* values = reinterpret_cast<T*>(&vector);
 #pragma unroll
-      for (int i = 0; i < 8; i++) sum += static_cast<float>(values[i]) * static_cast<float>(values[i]);
-    });
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    squares[lane / 4][warp] = sum;
-    sync_multipliers();
-    sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < WARPS; i++) sum += squares[lane / 4][i];
-    const float scale = rsqrtf(sum / p.inputs + p.eps);
-    for_each([&](int at) {
-      uint4 vector = *reinterpret_cast<const uint4*>(x + at);
-      const uint4 factor = *reinterpret_cast<const uint4*>(weights + at);
-      const T* factors = reinterpret_cast<const T*>(&factor);
-      T* values = reinterpret_cast<T*>(&vector);
-#pragma unroll
-      for (int i = 0; i < 8; i++)
-        values[i] = narrow<T>(static_cast<float>(values[i]) * scale * static_cast<float>(factors[i]));
-      *reinterpret_cast<uint4*>(x + at) = vector;
-    });
+    for (int j = 0; j < 8; j++)
+      values[j] = narrow<T>(static_cast<float>(values[j]) * scale * static_cast<float>(factors[j]));
+    reinterpret_cast<uint4*>(to)[i] = vector;
   }
-};
+}
 
 // The sums of one stage: warp w takes its chunks w, w + 8 and so on, in four chains that do not wait for each other.
 template <typename T>
@@ -204,64 +199,61 @@ __device__ void multiply_stage(float (&sums)[4][4], const uint8_t* weights, cons
   }
 }
 
-// The one sum of a group of tiles that a thread finishes: a group has no more than there are threads.
+// What is added to the sums of the tile that a warp finishes next, asked for before they are there.
 template <typename T>
 struct Finisher {
-  const Share& share;
-  int row, in_group, from;  // the thread's row and unit, and where in `partial` they begin
-  int64_t at;               // in y; -1 where there is nothing to finish
-  float bias = 0.0f, partner_bias = 0.0f, residual = 0.0f;
+  static constexpr int MOST = TILE * MOST_ROWS / 32;
+  float residuals[MOST];
 
-  __device__ explicit Finisher(const Share& share) : share(share) {
-    const int units = group_tiles(share.p.rows) * share.tile_units;
-    row = threadIdx.x / units, in_group = threadIdx.x % units;
-    from = (in_group / share.tile_units * TILE + in_group % share.tile_units) * share.p.rows + row;
+  // Which sum of a tile a lane finishes; false where there is none.
+  static __device__ bool find(const Share& share, int tile, int i, int& row, int& unit_in_tile) {
+    const int at = threadIdx.x % 32 + 32 * i;
+    row = share.p.is_gated ? at / (TILE / 2) : at / TILE, unit_in_tile = at % share.tile_units;
+    return row < share.p.rows && share.unit(tile, unit_in_tile) < share.last;
   }
 
-  __device__ void find(int tile) {
-    const int unit = share.first + tile * share.tile_units + in_group;
-    at = row < share.p.rows && unit < share.last ? static_cast<int64_t>(row) * share.plan.units + unit : -1;
-    if (at >= 0 && share.p.bias) {
-      bias = static_cast<const T*>(share.p.bias)[unit];
-      if (share.p.is_gated) partner_bias = static_cast<const T*>(share.p.bias)[unit + share.plan.units];
+  __device__ void load(const Share& share, int tile) {
+    int row, in_tile;
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+      residuals[i] = 0.0f;
+      if (share.p.residual && find(share, tile, i, row, in_tile))
+        residuals[i] = static_cast<const T*>(
+            share.p.residual)[static_cast<int64_t>(row) * share.plan.units + share.unit(tile, in_tile)];
     }
   }
 
-  __device__ void load() {
-    if (at >= 0 && share.p.residual) residual = static_cast<const T*>(share.p.residual)[at];
-  }
-
-  // partial: [WARPS, tiles of a group, TILE, rows]
-  __device__ void finish(const float* partial) const {
-    if (at < 0) return;
-    const int rows = share.p.rows, pitch = group_tiles(rows) * TILE * rows;
-    partial += from;
-    float sum = bias, partner = partner_bias;
+  // partial: [WARPS, TILE, rows]
+  __device__ void finish_tile(const Share& share, int tile, const float* partial) const {
+    int row, in_tile;
 #pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) sum += partial[warp * pitch];
-    if (share.p.is_gated) {
-      partial += share.tile_units * rows;
-#pragma unroll
-      for (int warp = 0; warp < WARPS; warp++) partner += partial[warp * pitch];
-      sum = silu(sum) * partner;
+    for (int i = 0; i < MOST; i++) {
+      if (!find(share, tile, i, row, in_tile)) continue;
+      const int unit = share.unit(tile, in_tile);
+      auto sum_of = [&](int tile_row, int output) {
+        float sum = bias_of<T>(share.p, output);
+        for (int warp = 0; warp < WARPS; warp++) sum += partial[(warp * TILE + tile_row) * share.p.rows + row];
+        return sum;
+      };
+      const float sum = sum_of(in_tile, unit);
+      const float partner =
+          share.p.is_gated ? sum_of(in_tile + share.tile_units, unit + share.plan.units) : 0.0f;
+      finish<T>(share.p, share.plan, row, unit, sum, partner, residuals[i]);
     }
-    static_cast<T*>(share.p.y)[at] = narrow<T>(sum + residual);
   }
 };
 
-// x: the lane's bytes of chunk 0; partial: twice what `Finisher::finish` reads
 template <typename T>
-__device__ void multiply_share(const Share& share, const uint8_t* ring, const uint8_t* x, float* partial, uint32_t full,
-                               uint32_t empty, Finisher<T>& finisher) {
+__device__ void multiply_share(const Share& share, const uint8_t* ring, const uint8_t* x, int64_t x_pitch, float* partial,
+                               uint32_t full, uint32_t empty, Finisher<T> finisher) {
   const FewRows& p = share.p;
   const Plan& plan = share.plan;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
-  const int tiles = group_tiles(p.rows), partial_size = WARPS * tiles * TILE * p.rows;
   const bool is_row = group < p.rows, has_upper = plan.tile_rows > 8;
-  float* mine = partial + (warp * tiles * TILE + group) * p.rows + 2 * quarter;
+  x += group * x_pitch + quarter * 16;
   ring += group * pitch(STAGE_INPUTS) + quarter * 16;
   Turn turn;
-  for (int tile = 0, in_group = 0, parity = 0; tile < share.tiles; tile++) {
+  for (int tile = 0; tile < share.tiles; tile++) {
     float sums[4][4] = {};
     for (int begin = 0; begin < p.inputs; begin += STAGE_INPUTS) {
       wait(full + 8 * turn.stage, turn.phase);
@@ -271,17 +263,17 @@ __device__ void multiply_share(const Share& share, const uint8_t* ring, const ui
       if (lane == 0) arrive(empty + 8 * turn.stage);
       turn.next(plan);
     }
-    float* to = mine + parity * partial_size + in_group * TILE * p.rows;
+    float* mine = partial + (tile % 2 * WARPS + warp) * TILE * p.rows;
 #pragma unroll
-    for (int i = 0; i < 4; i++)  // which of the tile's rows and columns a lane's sums are: PTX ISA, mma.m16n8k16
-      if (2 * quarter + i % 2 < p.rows)
-        to[i / 2 * 8 * p.rows + i % 2] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
-    if (++in_group < tiles && tile + 1 < share.tiles) continue;
+    for (int j = 0; j < 4; j++) {  // which of the tile's rows and columns a lane's sums are: PTX ISA, mma.m16n8k16
+      const int tile_row = group + j / 2 * 8, column = 2 * quarter + j % 2;
+      if (column < p.rows) mine[tile_row * p.rows + column] = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
+    }
     sync_multipliers();
-    finisher.finish(partial + parity * partial_size);
-    finisher.find(tile + 1);
-    finisher.load();
-    in_group = 0, parity ^= 1;
+    if (warp == tile % WARPS) {
+      finisher.finish_tile(share, tile, partial + tile % 2 * WARPS * TILE * p.rows);
+      finisher.load(share, tile + WARPS);
+    }
   }
 }
 #endif
@@ -292,7 +284,6 @@ __global__ void __launch_bounds__(32 * (WARPS + 1), 3) streamed_kernel(const __g
                                                                       const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ float squares[MOST_ROWS][WARPS];
   let_next_begin();
   const uint32_t full = shared_address(shared), empty = full + 8 * MOST_STAGES;
   uint8_t* ring = shared + BARRIER_BYTES;
@@ -306,24 +297,24 @@ __global__ void __launch_bounds__(32 * (WARPS + 1), 3) streamed_kernel(const __g
   }
   __syncthreads();
   if (threadIdx.x >= 32 * WARPS) return copy_weights<T>(share, shared_address(ring), full, empty);
-  const int lane = threadIdx.x % 32;
-  const Columns<T> columns{p, x + lane / 4 * plan.x_pitch + lane % 4 * 16, lane / 4 < p.rows};
-  Finisher<T> finisher(share);
-  finisher.find(0);
   if (p.norm_weight) {
-    for (int i = threadIdx.x; i < p.inputs / 8; i += 32 * WARPS)
-      reinterpret_cast<uint4*>(norm_weight)[i] = static_cast<const uint4*>(p.norm_weight)[i];
+    copy_vectors(static_cast<const uint8_t*>(p.norm_weight), 0, norm_weight, 0, 1, p.inputs / 8);
     sync_multipliers();
   }
   wait_for_previous();
-  finisher.load();
+  Finisher<T> finisher;
+  finisher.load(share, threadIdx.x / 32);
+  const uint8_t* rows = static_cast<const uint8_t*>(p.x);
+  const int64_t rows_pitch = p.x_stride * sizeof(T);
   if (plan.x_pitch) {
-    columns.load();
-    if (p.norm_weight) columns.norm(norm_weight, squares);
-    multiply_share<T>(share, ring, columns.x, partial, full, empty, finisher);
+    if (p.norm_weight)
+      norm_row<T>(p, norm_weight, x + threadIdx.x / 32 * plan.x_pitch);
+    else
+      copy_vectors(rows, rows_pitch, x, plan.x_pitch, p.rows, p.inputs / 8);
+    sync_multipliers();
+    multiply_share<T>(share, ring, x, plan.x_pitch, partial, full, empty, finisher);
   } else {
-    const uint8_t* rows = reinterpret_cast<const uint8_t*>(static_cast<const T*>(p.x) + lane / 4 * p.x_stride);
-    multiply_share<T>(share, ring, rows + lane % 4 * 16, partial, full, empty, finisher);
+    multiply_share<T>(share, ring, rows, rows_pitch, partial, full, empty, finisher);
   }
 #endif
 }
@@ -369,18 +360,14 @@ __global__ void __launch_bounds__(32 * WARPS) plain_kernel(const FewRows p, cons
       }
     }
   }
-  const auto bias_of = [&](int output) {
-    return p.bias ? static_cast<float>(static_cast<const T*>(p.bias)[output]) : 0.0f;
-  };
 #pragma unroll
   for (int row = 0; row < MOST_ROWS; row++) {
     if (row >= p.rows) break;
-    const float sum = warp_sum(sums[0][row]) + bias_of(unit);
-    const float partner = p.is_gated ? warp_sum(sums[1][row]) + bias_of(unit + plan.units) : 0.0f;
+    const float sum = warp_sum(sums[0][row]) + bias_of<T>(p, unit);
+    const float partner = p.is_gated ? warp_sum(sums[1][row]) + bias_of<T>(p, unit + plan.units) : 0.0f;
     const T* residual = static_cast<const T*>(p.residual);
     const float added = residual ? static_cast<float>(residual[static_cast<int64_t>(row) * plan.units + unit]) : 0.0f;
-    const float result = (p.is_gated ? silu(sum) * partner : sum) + added;
-    if (lane == 0) static_cast<T*>(p.y)[static_cast<int64_t>(row) * plan.units + unit] = narrow<T>(result);
+    if (lane == 0) finish<T>(p, plan, row, unit, sum, partner, added);
   }
 }
 
@@ -409,7 +396,7 @@ cudaError_t launch_streamed(const FewRows& p, Plan plan, cudaStream_t stream) {
   plan.tile_rows = p.is_gated ? TILE : min(TILE, ceil_div(share, 8) * 8);
   plan.stage_bytes = plan.tile_rows * pitch(STAGE_INPUTS);
   plan.x_pitch = p.rows * pitch(p.inputs) <= X_BYTES ? pitch(p.inputs) : 0;
-  const int others = BARRIER_BYTES + (p.rows + (p.norm_weight != nullptr)) * plan.x_pitch + 2 * WARPS * group_tiles(p.rows) * TILE * p.rows * int(sizeof(float));
+  const int others = BARRIER_BYTES + (p.rows + (p.norm_weight != nullptr)) * plan.x_pitch + 2 * WARPS * TILE * p.rows * int(sizeof(float));
   const int room = max((SHARED_BYTES - others) / plan.stage_bytes, FEWEST_STAGES);
   plan.stages = min(min(room, MOST_STAGES), ceil_div(share, tile_units) * ceil_div(p.inputs, STAGE_INPUTS));
   const int bytes = others + plan.stages * plan.stage_bytes;
