@@ -1,4 +1,4 @@
-"""The CUDA sources compile for each architecture without PyTorch, and fit the registers of the one they are tuned for."""
+"""The CUDA sources compile for each architecture without PyTorch, and fit the registers of the one they are made for."""
 
 import os
 import shutil
