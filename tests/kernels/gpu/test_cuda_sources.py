@@ -1,4 +1,4 @@
-"""The CUDA sources compile for each architecture without PyTorch, and fit the registers of the one they are made for."""
+"""The CUDA sources compile for each architecture without PyTorch and fit the registers of the one they are tuned to."""
 
 import os
 import shutil
