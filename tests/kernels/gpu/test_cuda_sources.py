@@ -1,4 +1,4 @@
-"""The CUDA sources compile for each architecture without PyTorch, and what they hold in registers fits there."""
+"""The CUDA sources compile for each architecture without PyTorch and fit the registers of the one they are tuned to."""
 
 import os
 import shutil
@@ -12,12 +12,13 @@ import lightvllm.kernels
 
 SOURCES = sorted((Path(lightvllm.kernels.__file__).parent / "cuda").glob("*.cu"))
 ARCHITECTURES = ["80", "89", "90a", "100"]
+TUNED_FOR = "90a"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
 def test_sources_compile_for_every_architecture(tmp_path: Path) -> None:
-    """Down to machine code: a register array that is indexed by what varies, or too many of them, end in memory."""
+    """Down to machine code. A register array that is indexed by what varies, or too many of them, end in memory."""
 
     def complaints(source: Path) -> list[str]:
         targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
@@ -25,7 +26,8 @@ def test_sources_compile_for_every_architecture(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return [done.stderr]
-        kernels = done.stderr.split("Compiling entry function")[1:]
+        reports = done.stderr.split("Compiling entry function")[1:]
+        kernels = [report for report in reports if f"for 'sm_{TUNED_FOR}'" in report.partition("\n")[0]]
         assert kernels, "ptxas said nothing"
         return [kernel for kernel in kernels if "0 bytes stack frame, 0 bytes spill stores" not in kernel]
 
