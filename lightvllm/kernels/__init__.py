@@ -109,6 +109,10 @@ quantized_linear = torch.ops.lightvllm.quantized_linear.default
 FEW_ROWS = 8  # at most, of what `few_rows_linear` and `few_rows_attention` take
 
 
+# Weights of more outputs, such as a head's, cuBLAS reads faster.
+FEW_ROWS_MOST_OUTPUTS = 65536
+
+
 def has_few_rows(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the ops for few rows have fast twins there."""
     is_half = dtype in (torch.bfloat16, torch.float16)

@@ -1,13 +1,16 @@
-"""The ops' twins on an NVIDIA GPU: CUDA C++ where it was built, else Triton; what neither has runs the reference.
+"""The ops' twins on an NVIDIA GPU, in Triton and in CUDA C++; what neither has runs the reference.
 
 The compiled library registers its ops as `torch.ops.lightvllm_cuda.*`, so that both twins can be called side by side;
-`enable` makes one of them what `torch.ops.lightvllm.*` runs for CUDA tensors.
+`enable` makes one of them what `torch.ops.lightvllm.*` runs for CUDA tensors: Triton's where there is Triton. Its norms
+and rotations are the faster ones (docs/performance.md), and before torch 2.12 an exception in a compiled op, such as one
+for memory that is not there, ends the process.
 """
 
 import logging
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,6 +35,8 @@ CUDA_TWINS: tuple[str, ...] = (
     "embedding", "rms_norm", "add_rms_norm", "rotary", "rotary_qkv", "silu_and_mul", "write_kv", "few_rows_linear",
     "few_rows_attention",
 )  # fmt: skip
+# Those of them that Triton has no twin of.
+ONLY_CUDA = ("few_rows_linear", "few_rows_attention")
 
 
 @cache
@@ -57,10 +62,10 @@ def triton_twin(name: str) -> Callable:
 def enable() -> torch.library.Library:
     """Make the fast twins what the ops run for CUDA tensors, from now on in this process."""
     library = torch.library.Library("lightvllm", "IMPL")
-    compiled = CUDA_TWINS if load_compiled() else ()
-    for name in compiled:
-        library.impl(name, getattr(torch.ops.lightvllm_cuda, name).default, "CUDA")
-    for name in TRITON_TWINS:
-        if name not in compiled:
-            library.impl(name, triton_twin(name), "CUDA")
+    has_triton = find_spec("triton") is not None
+    for name in TRITON_TWINS if has_triton else ():
+        library.impl(name, triton_twin(name), "CUDA")
+    if load_compiled():
+        for name in ONLY_CUDA if has_triton else CUDA_TWINS:
+            library.impl(name, getattr(torch.ops.lightvllm_cuda, name).default, "CUDA")
     return library

@@ -138,7 +138,8 @@ class Linear(Module):
         elif kernels.has_fast_linear(weight.device, weight.dtype):
             self.set_product(PackedProduct(weight))
         else:
-            self.has_few_rows = kernels.has_few_rows(weight.device, weight.dtype)
+            is_small = len(weight) <= kernels.FEW_ROWS_MOST_OUTPUTS
+            self.has_few_rows = is_small and kernels.has_few_rows(weight.device, weight.dtype)
 
     def few_rows(
         self, x: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None, is_gated: bool = False

@@ -122,7 +122,7 @@ def test_a_failed_step_is_logged(
 ) -> None:
     llm = make_llm(checkpoint("qwen3").path, **IDS)
     runner = llm.engine.core.executor.worker.runner  # type: ignore[attr-defined]
-    monkeypatch.setattr(runner, "_forward", lambda *_: 1 / 0)
+    monkeypatch.setattr(runner, "model", lambda *_: 1 / 0)
     with caplog.at_level(logging.ERROR):
         (output,) = llm.generate([[1, 2]], PARAMS, use_tqdm=False)
     assert output.outputs[0].finish_reason == "error"

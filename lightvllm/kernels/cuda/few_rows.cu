@@ -14,6 +14,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "launch.h"
 #include "matrix_unit.h"
 
@@ -22,7 +24,9 @@ namespace {
 
 constexpr int WARPS = 8;             // that multiply; one more copies
 constexpr int CHUNK = 32;            // inputs that a warp multiplies at a time: 16 bytes of a row for each of four lanes
+[[maybe_unused]] constexpr int CHUNK_BYTES = 2 * CHUNK;
 constexpr int STAGE_INPUTS = 1024;   // of a tile's rows that are copied at a time
+constexpr int OF_WARP = STAGE_INPUTS / CHUNK / WARPS;  // chunks of a stage
 constexpr int TILE = 16;             // rows of the weight, as the matrix units take them
 constexpr int MOST_STAGES = 16;
 constexpr int PADDING = 64;          // bytes behind a row in shared memory, so that eight lanes read from all banks
@@ -45,17 +49,8 @@ struct Plan {
   int x_pitch;       // bytes from row to row of x in shared memory; 0 where it is read where it is
 };
 
-// What becomes of a finished sum; `sums` is the product's, and its partner's where gated.
-template <typename T>
-__device__ void finish(const FewRows& p, const Plan& plan, int row, int unit, float sum, float partner, float residual) {
-  if (p.is_gated) sum = sum / (1.0f + __expf(-sum)) * partner;
-  static_cast<T*>(p.y)[static_cast<int64_t>(row) * plan.units + unit] = narrow<T>(sum + residual);
-}
-
-template <typename T>
-__device__ float bias_of(const FewRows& p, int output) {
-  return p.bias ? static_cast<float>(static_cast<const T*>(p.bias)[output]) : 0.0f;
-}
+// How many tiles' sums are put together at a time: no more sums than threads.
+__host__ __device__ constexpr int group_tiles(int rows) { return rows > 4 ? 2 : 4; }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ void init_barrier(uint32_t barrier, int arrivals) {
@@ -99,7 +94,7 @@ struct Share {
     tiles = (last - first + tile_units - 1) / tile_units;
   }
 
-  // Of a row of a tile; the upper half of gated ones are the partners of the lower.
+  // What a row of a tile belongs to; where gated the upper rows are the partners of the lower.
   __device__ int unit(int tile, int row) const { return first + tile * tile_units + row % tile_units; }
   __device__ int output(int tile, int row) const { return unit(tile, row) + (row < tile_units ? 0 : plan.units); }
 };
@@ -137,153 +132,210 @@ __device__ void copy_weights(const Share& share, uint32_t ring, uint32_t full, u
   }
 }
 
-// Copy rows of 16-byte vectors, all threads that multiply together.
-__device__ void copy_vectors(const uint8_t* from, int64_t from_pitch, uint8_t* to, int to_pitch, int rows, int vectors) {
-  for (int row = 0; row < rows; row++)
-#pragma unroll 4
-    for (int i = threadIdx.x; i < vectors; i += 32 * WARPS)
-      reinterpret_cast<uint4*>(to + row * to_pitch)[i] = reinterpret_cast<const uint4*>(from + row * from_pitch)[i];
-}
+// One lane's part of x in shared memory, which no other lane reads: of row lane / 4, 16 bytes of each of its warp's chunks,
+// which are every eighth. IS_WHOLE: the inputs fill whole stages.
+template <typename T, bool IS_WHOLE>
+struct Columns {
+  const uint8_t* from;  // the lane's bytes of its warp's first chunk
+  uint8_t* x;           // where they go
+  uint32_t address;     // the same
+  int bytes;            // of a row, from the warp's first chunk on
+  int thread;
+  bool is_row;
 
-// A warp for each row of x: its norm into shared memory. The weights of the norm are there.
-template <typename T>
-__device__ void norm_row(const FewRows& p, const uint8_t* weights, uint8_t* to) {
-  constexpr int MOST = 8;  // vectors of a thread that are under way at a time
-  const int row = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.inputs / 8;
-  if (row >= p.rows) return;
-  const uint4* from = reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) + row * p.x_stride);
-  float squares = 0.0f;
-  for (int first = lane; first < vectors; first += 32 * MOST) {
-    uint4 loaded[MOST];
+  template <typename Body>
+  __device__ void for_each(Body body) const {
+    for (int begin = 0; begin < bytes; begin += STAGE_INPUTS * sizeof(T))
 #pragma unroll
-    for (int i = 0; i < MOST; i++)
-      if (first + 32 * i < vectors) loaded[i] = from[first + 32 * i];
-#pragma unroll
-    for (int i = 0; i < MOST; i++) {
-      if (first + 32 * i >= vectors) break;
-      reinterpret_cast<uint4*>(to)[first + 32 * i] = loaded[i];
-      const T* values = reinterpret_cast<const T*>(&loaded[i]);
-#pragma unroll
-      for (int j = 0; j < 8; j++) squares += static_cast<float>(values[j]) * static_cast<float>(values[j]);
-    }
-  }
-  const float scale = rsqrtf(warp_sum(squares) / p.inputs + p.eps);
-#pragma unroll 4
-  for (int i = lane; i < vectors; i += 32) {
-    uint4 vector = reinterpret_cast<const uint4*>(to)[i];
-    const uint4 loaded = reinterpret_cast<const uint4*>(weights)[i];
-    const T* factors = reinterpret_cast<const T*>(&loaded);
-    T* values = reinterpret_cast<T*>(&vector);
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      values[j] = narrow<T>(static_cast<float>(values[j]) * scale * static_cast<float>(factors[j]));
-    reinterpret_cast<uint4*>(to)[i] = vector;
-  }
-}
-
-// The sums of one stage: warp w takes its chunks w, w + 8 and so on, in four chains that do not wait for each other.
-template <typename T>
-__device__ void multiply_stage(float (&sums)[4][4], const uint8_t* weights, const uint8_t* x, int chunks, bool is_row,
-                               bool has_upper) {
-  const int warp = threadIdx.x / 32;
-#pragma unroll
-  for (int i = 0; i < STAGE_INPUTS / CHUNK / WARPS; i++) {
-    const int chunk = warp + i * WARPS;
-    if (chunk >= chunks) break;
-    const int at = chunk * CHUNK * sizeof(T);
-    const uint4 zero = {}, low = *reinterpret_cast<const uint4*>(weights + at);
-    const uint4 high = has_upper ? *reinterpret_cast<const uint4*>(weights + 8 * pitch(STAGE_INPUTS) + at) : zero;
-    const uint4 columns = is_row ? *reinterpret_cast<const uint4*>(x + at) : zero;
-    multiply(sums[2 * i % 4], T(), low.x, high.x, low.y, high.y, columns.x, columns.y);
-    multiply(sums[(2 * i + 1) % 4], T(), low.z, high.z, low.w, high.w, columns.z, columns.w);
-  }
-}
-
-// What is added to the sums of the tile that a warp finishes next, asked for before they are there.
-template <typename T>
-struct Finisher {
-  static constexpr int MOST = TILE * MOST_ROWS / 32;
-  float residuals[MOST];
-
-  // Which sum of a tile a lane finishes; false where there is none.
-  static __device__ bool find(const Share& share, int tile, int i, int& row, int& unit_in_tile) {
-    const int at = threadIdx.x % 32 + 32 * i;
-    row = share.p.is_gated ? at / (TILE / 2) : at / TILE, unit_in_tile = at % share.tile_units;
-    return row < share.p.rows && share.unit(tile, unit_in_tile) < share.last;
+      for (int i = 0; i < OF_WARP; i++) {
+        const int at = begin + i * WARPS * CHUNK_BYTES;
+        if (IS_WHOLE || at < bytes) body(at);
+      }
   }
 
-  __device__ void load(const Share& share, int tile) {
-    int row, in_tile;
-#pragma unroll
-    for (int i = 0; i < MOST; i++) {
-      residuals[i] = 0.0f;
-      if (share.p.residual && find(share, tile, i, row, in_tile))
-        residuals[i] = static_cast<const T*>(
-            share.p.residual)[static_cast<int64_t>(row) * share.plan.units + share.unit(tile, in_tile)];
-    }
+  __device__ void load() const {
+    if (is_row)
+      for_each([&](int at) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address + at), "l"(from + at) : "memory");
+      });
+    asm volatile("cp.async.wait_all;" ::: "memory");
   }
 
-  // partial: [WARPS, TILE, rows]
-  __device__ void finish_tile(const Share& share, int tile, const float* partial) const {
-    int row, in_tile;
-#pragma unroll
-    for (int i = 0; i < MOST; i++) {
-      if (!find(share, tile, i, row, in_tile)) continue;
-      const int unit = share.unit(tile, in_tile);
-      auto sum_of = [&](int tile_row, int output) {
-        float sum = bias_of<T>(share.p, output);
-        for (int warp = 0; warp < WARPS; warp++) sum += partial[(warp * TILE + tile_row) * share.p.rows + row];
-        return sum;
-      };
-      const float sum = sum_of(in_tile, unit);
-      const float partner =
-          share.p.is_gated ? sum_of(in_tile + share.tile_units, unit + share.plan.units) : 0.0f;
-      finish<T>(share.p, share.plan, row, unit, sum, partner, residuals[i]);
-    }
+  // Times the norm's weights, which lie in shared memory. What the row is to be divided by waits for the end: no product
+  // has to wait for it. The squares of a row are summed on the diagonal of the product of x with itself.
+  __device__ void scale(const uint8_t* weights, float (*squares)[WARPS]) const {
+    const int lane = thread % 32, group = lane / 4;
+    weights += lane % 4 * 16 + thread / 32 * CHUNK_BYTES;
+    float sums[4] = {}, others[4] = {};
+    for_each([&](int at) {
+      uint4 v = {};
+      if (is_row) v = *reinterpret_cast<const uint4*>(x + at);
+      const uint4 w = *reinterpret_cast<const uint4*>(weights + at);
+      multiply(sums, T(), v.x, 0, v.y, 0, v.x, v.y);
+      multiply(others, T(), v.z, 0, v.w, 0, v.z, v.w);
+      v = {times(T(), v.x, w.x), times(T(), v.y, w.y), times(T(), v.z, w.z), times(T(), v.w, w.w)};
+      if (is_row) *reinterpret_cast<uint4*>(x + at) = v;
+    });
+    if (lane % 4 == group / 2) squares[group][thread / 32] = group % 2 ? sums[1] + others[1] : sums[0] + others[0];
   }
 };
 
+// The norm's weights into shared memory. In float16, where large rows of x times them may be too large, by a power of two
+// that leaves none above 1; returns what makes up for it.
 template <typename T>
-__device__ void multiply_share(const Share& share, const uint8_t* ring, const uint8_t* x, int64_t x_pitch, float* partial,
-                               uint32_t full, uint32_t empty, Finisher<T> finisher) {
+__device__ float load_norm(const FewRows& p, uint8_t* to, float (*largest)[WARPS]) {
+  float most = 0.0f, factor = 1.0f;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < p.inputs / 8; i += 32 * WARPS) {
+    const uint4 vector = static_cast<const uint4*>(p.norm_weight)[i];
+    reinterpret_cast<uint4*>(to)[i] = vector;
+    for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(static_cast<float>(reinterpret_cast<const T*>(&vector)[j])));
+  }
+  if (std::is_same_v<T, __half>) {
+    for (int step = 16; step; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+    if (threadIdx.x % 32 == 0) largest[0][threadIdx.x / 32] = most;
+    sync_multipliers();
+    for (int i = 0; i < WARPS; i++) most = fmaxf(most, largest[0][i]);
+    while (factor < most) factor *= 2.0f;
+    for (int i = threadIdx.x; i < p.inputs; i += 32 * WARPS) {
+      T& weight = reinterpret_cast<T*>(to)[i];
+      weight = narrow<T>(static_cast<float>(static_cast<const T*>(p.norm_weight)[i]) / factor);
+    }
+  }
+  sync_multipliers();
+  return factor;
+}
+
+// The sums of one stage: a warp takes every eighth of its chunks, where there are so many more. x is on the left of the matrix units' products, the
+// weights' rows are their columns, eight at a time: [which eight][which of two chains that do not wait for each other].
+template <typename T, bool IS_WHOLE, bool HAS_UPPER>
+__device__ void multiply_stage(float (&sums)[2][2][4], const uint8_t* weights, const uint8_t* x, int chunks, bool is_row) {
+  const uint4 zero = {};
+  uint4 columns[OF_WARP], rows[2][OF_WARP];
+#pragma unroll
+  for (int i = 0; i < OF_WARP; i++) {
+    const bool is_there = IS_WHOLE || i * WARPS < chunks;
+    columns[i] = is_row && is_there ? *reinterpret_cast<const uint4*>(x + i * WARPS * CHUNK_BYTES) : zero;
+#pragma unroll
+    for (int half = 0; half < 1 + HAS_UPPER; half++) {
+      const uint8_t* at = weights + half * 8 * pitch(STAGE_INPUTS) + i * WARPS * CHUNK_BYTES;
+      rows[half][i] = is_there ? *reinterpret_cast<const uint4*>(at) : zero;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < OF_WARP; i++)
+#pragma unroll
+    for (int half = 0; half < 1 + HAS_UPPER; half++) {
+      const uint4 &c = columns[i], &r = rows[half][i];
+      multiply(sums[half][0], T(), c.x, 0, c.y, 0, r.x, r.y);
+      multiply(sums[half][1], T(), c.z, 0, c.w, 0, r.z, r.w);
+    }
+}
+
+// The one sum of a group of tiles that a thread finishes: a group has no more than there are threads. They take turns.
+template <typename T>
+struct Finisher {
+  const Share& share;
+  const int first_thread;  // the thread itself, in the first group
+  const int units, shift;  // of a group
+  int row, in_group;       // of the thread
+  int64_t at;              // in y; -1 where there is nothing to finish
+  float scale = 1.0f;
+  T bias = narrow<T>(0.0f), partner_bias = bias, residual = bias;
+
+  __device__ explicit Finisher(const Share& share, int thread)
+      : share(share), first_thread(thread), units(group_tiles(share.p.rows) * share.tile_units), shift(__ffs(units) - 1) {}
+
+  __device__ void find(int group) {
+    const int thread = (first_thread - group * units * share.p.rows) & (32 * WARPS - 1);
+    row = thread >> shift, in_group = thread & (units - 1);
+    const int unit = share.first + group * units + in_group;
+    at = row < share.p.rows && unit < share.last ? static_cast<int64_t>(row) * share.plan.units + unit : -1;
+    if (at >= 0 && share.p.bias) {
+      bias = static_cast<const T*>(share.p.bias)[unit];
+      if (share.p.is_gated) partner_bias = static_cast<const T*>(share.p.bias)[unit + share.plan.units];
+    }
+  }
+
+  __device__ void load() {
+    if (at >= 0 && share.p.residual) residual = static_cast<const T*>(share.p.residual)[at];
+  }
+
+  // What each sum of a row is divided by, where x was not normed before.
+  __device__ float root(const float (*squares)[WARPS]) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) sum += squares[row][warp];
+    return scale * rsqrtf(sum / share.p.inputs + share.p.eps);
+  }
+
+  // partial: [WARPS, rows, TILE of each tile of the group]
+  __device__ void finish(const float* partial, const float (*squares)[WARPS]) const {
+    if (at < 0) return;
+    const int pitch = group_tiles(share.p.rows) * TILE, shift_of_tile = share.p.is_gated ? 3 : 4;
+    const int tile = in_group >> shift_of_tile, in_tile = in_group & (share.tile_units - 1);
+    partial += row * pitch + tile * TILE + in_tile;
+    float sum = 0.0f, partner = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) {
+      sum += partial[warp * share.p.rows * pitch];
+      if (share.p.is_gated) partner += partial[warp * share.p.rows * pitch + TILE / 2];
+    }
+    const float factor = share.p.norm_weight ? root(squares) : 1.0f;
+    sum = factor * sum + static_cast<float>(bias);
+    if (share.p.is_gated) sum = silu(sum) * (factor * partner + static_cast<float>(partner_bias));
+    static_cast<T*>(share.p.y)[at] = narrow<T>(sum + static_cast<float>(residual));
+  }
+};
+
+// x: the lane's bytes of its warp's first chunk; partial: twice what `Finisher::finish` reads
+template <typename T, bool IS_WHOLE, bool HAS_UPPER>
+__device__ void multiply_share(const Share& share, const uint8_t* ring, const uint8_t* x, float* partial,
+                               const float (*squares)[WARPS], uint32_t full, uint32_t empty, Finisher<T>& finisher,
+                               int thread) {
   const FewRows& p = share.p;
   const Plan& plan = share.plan;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
-  const bool is_row = group < p.rows, has_upper = plan.tile_rows > 8;
-  x += group * x_pitch + quarter * 16;
-  ring += group * pitch(STAGE_INPUTS) + quarter * 16;
+  const int warp = thread / 32, lane = thread % 32, group = lane / 4, quarter = lane % 4;
+  const int tiles = group_tiles(p.rows), partial_size = WARPS * p.rows * tiles * TILE;
+  const bool is_row = group < p.rows;
+  float* to = partial + (warp * p.rows + group) * tiles * TILE + 2 * quarter;
+  ring += group * pitch(STAGE_INPUTS) + quarter * 16 + warp * CHUNK_BYTES;
   Turn turn;
   for (int tile = 0; tile < share.tiles; tile++) {
-    float sums[4][4] = {};
+    float sums[2][2][4] = {};
     for (int begin = 0; begin < p.inputs; begin += STAGE_INPUTS) {
       wait(full + 8 * turn.stage, turn.phase);
-      multiply_stage<T>(sums, ring + turn.stage * plan.stage_bytes, x + begin * sizeof(T),
-                        min(STAGE_INPUTS, p.inputs - begin) / CHUNK, is_row, has_upper);
+      multiply_stage<T, IS_WHOLE, HAS_UPPER>(sums, ring + turn.stage * plan.stage_bytes, x + begin * sizeof(T),
+                                             (p.inputs - begin) / CHUNK - warp, is_row);
       __syncwarp();
       if (lane == 0) arrive(empty + 8 * turn.stage);
       turn.next(plan);
     }
-    float* mine = partial + (tile % 2 * WARPS + warp) * TILE * p.rows;
+    const int in_group = tile & (tiles - 1), parity = tile / tiles & 1;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {  // which of the tile's rows and columns a lane's sums are: PTX ISA, mma.m16n8k16
-      const int tile_row = group + j / 2 * 8, column = 2 * quarter + j % 2;
-      if (column < p.rows) mine[tile_row * p.rows + column] = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
-    }
+    for (int half = 0; half < 1 + HAS_UPPER; half++)  // which sums a lane has: PTX ISA, mma.m16n8k16
+      if (is_row)
+        *reinterpret_cast<float2*>(to + parity * partial_size + in_group * TILE + 8 * half) = {
+            sums[half][0][0] + sums[half][1][0], sums[half][0][1] + sums[half][1][1]};
+    const bool is_last = tile + 1 == share.tiles;
+    if (in_group + 1 < tiles && !is_last) continue;
     sync_multipliers();
-    if (warp == tile % WARPS) {
-      finisher.finish_tile(share, tile, partial + tile % 2 * WARPS * TILE * p.rows);
-      finisher.load(share, tile + WARPS);
-    }
+    finisher.finish(partial + parity * partial_size, squares);
+    if (is_last) break;
+    finisher.find(tile / tiles + 1);
+    finisher.load();
   }
 }
 #endif
 
-// For GPUs since Hopper, bfloat16 and float16, and inputs in multiples of 32.
-template <typename T>
-__global__ void __launch_bounds__(32 * (WARPS + 1), 3) streamed_kernel(const __grid_constant__ FewRows p,
+// For GPUs since Hopper, bfloat16 and float16, and inputs in multiples of 32; IS_WHOLE: of a stage's. HAS_UPPER: a block has
+// more than 8 rows of the weight. IS_RESIDENT: x has room in shared memory.
+template <typename T, bool IS_WHOLE, bool HAS_UPPER, bool IS_RESIDENT>
+__global__ void __launch_bounds__(32 * (WARPS + 1), 2) streamed_kernel(const __grid_constant__ FewRows p,
                                                                       const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ float squares[MOST_ROWS][WARPS];
   let_next_begin();
   const uint32_t full = shared_address(shared), empty = full + 8 * MOST_STAGES;
   uint8_t* ring = shared + BARRIER_BYTES;
@@ -296,79 +348,23 @@ __global__ void __launch_bounds__(32 * (WARPS + 1), 3) streamed_kernel(const __g
     asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  if (threadIdx.x >= 32 * WARPS) return copy_weights<T>(share, shared_address(ring), full, empty);
-  if (p.norm_weight) {
-    copy_vectors(static_cast<const uint8_t*>(p.norm_weight), 0, norm_weight, 0, 1, p.inputs / 8);
-    sync_multipliers();
-  }
+  const int thread = thread_of_block(), lane = thread % 32, first_bytes = thread / 32 * CHUNK_BYTES + lane % 4 * 16;
+  if (thread >= 32 * WARPS) return copy_weights<T>(share, shared_address(ring), full, empty);
+  uint8_t* mine = x + lane / 4 * plan.x_pitch + first_bytes;
+  const uint8_t* from = reinterpret_cast<const uint8_t*>(static_cast<const T*>(p.x) + lane / 4 * p.x_stride) + first_bytes;
+  asm volatile("" : "+l"(from));  // computed now, while there is time
+  const int bytes = p.inputs * int(sizeof(T)) - thread / 32 * CHUNK_BYTES;
+  const Columns<T, IS_WHOLE> columns{from, mine, shared_address(mine), bytes, thread, lane / 4 < p.rows};
+  Finisher<T> finisher(share, thread);
+  finisher.find(0);
+  if (p.norm_weight) finisher.scale = load_norm<T>(p, norm_weight, squares);
   wait_for_previous();
-  Finisher<T> finisher;
-  finisher.load(share, threadIdx.x / 32);
-  const uint8_t* rows = static_cast<const uint8_t*>(p.x);
-  const int64_t rows_pitch = p.x_stride * sizeof(T);
-  if (plan.x_pitch) {
-    if (p.norm_weight)
-      norm_row<T>(p, norm_weight, x + threadIdx.x / 32 * plan.x_pitch);
-    else
-      copy_vectors(rows, rows_pitch, x, plan.x_pitch, p.rows, p.inputs / 8);
-    sync_multipliers();
-    multiply_share<T>(share, ring, x, plan.x_pitch, partial, full, empty, finisher);
-  } else {
-    multiply_share<T>(share, ring, rows, rows_pitch, partial, full, empty, finisher);
-  }
+  finisher.load();
+  if (IS_RESIDENT) columns.load();
+  if (p.norm_weight) columns.scale(norm_weight, squares);
+  multiply_share<T, IS_WHOLE, HAS_UPPER>(share, ring, IS_RESIDENT ? mine : from, partial, squares, full, empty, finisher,
+                                         thread);
 #endif
-}
-
-// For everything else: a warp for each output, one number at a time.
-template <typename T>
-__global__ void __launch_bounds__(32 * WARPS) plain_kernel(const FewRows p, const Plan plan) {
-  wait_for_previous();
-  __shared__ float squares[WARPS][MOST_ROWS];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const T *x = static_cast<const T*>(p.x), *norm_weight = static_cast<const T*>(p.norm_weight);
-  float scales[MOST_ROWS];
-  for (int row = 0; row < p.rows && norm_weight; row++) {
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < p.inputs; i += 32 * WARPS) {
-      const float value = x[row * p.x_stride + i];
-      sum += value * value;
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) squares[warp][row] = sum;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int row = 0; row < MOST_ROWS; row++) {
-    float sum = 0.0f;
-    for (int i = 0; i < WARPS && row < p.rows && norm_weight; i++) sum += squares[i][row];
-    scales[row] = rsqrtf(sum / p.inputs + p.eps);
-  }
-  const int unit = blockIdx.x * WARPS + warp;
-  if (unit >= plan.units) return;
-  float sums[2][MOST_ROWS] = {};
-  for (int half = 0; half < (p.is_gated ? 2 : 1); half++) {
-    const T* weight = static_cast<const T*>(p.weight) + (unit + half * plan.units) * p.weight_stride;
-#pragma unroll 4
-    for (int i = lane; i < p.inputs; i += 32) {
-      const float w = weight[i], n = norm_weight ? static_cast<float>(norm_weight[i]) : 1.0f;
-#pragma unroll
-      for (int row = 0; row < MOST_ROWS; row++) {
-        if (row >= p.rows) break;
-        float value = x[row * p.x_stride + i];
-        if (norm_weight) value = static_cast<float>(narrow<T>(value * scales[row] * n));
-        sums[half][row] += w * value;
-      }
-    }
-  }
-#pragma unroll
-  for (int row = 0; row < MOST_ROWS; row++) {
-    if (row >= p.rows) break;
-    const float sum = warp_sum(sums[0][row]) + bias_of<T>(p, unit);
-    const float partner = p.is_gated ? warp_sum(sums[1][row]) + bias_of<T>(p, unit + plan.units) : 0.0f;
-    const T* residual = static_cast<const T*>(p.residual);
-    const float added = residual ? static_cast<float>(residual[static_cast<int64_t>(row) * plan.units + unit]) : 0.0f;
-    if (lane == 0) finish<T>(p, plan, row, unit, sum, partner, added);
-  }
 }
 
 int multiprocessors() {
@@ -393,22 +389,21 @@ template <typename T>
 cudaError_t launch_streamed(const FewRows& p, Plan plan, cudaStream_t stream) {
   const int blocks = min(multiprocessors(), plan.units), share = ceil_div(plan.units, blocks);
   const int tile_units = p.is_gated ? TILE / 2 : TILE;
-  plan.tile_rows = p.is_gated ? TILE : min(TILE, ceil_div(share, 8) * 8);
-  plan.stage_bytes = plan.tile_rows * pitch(STAGE_INPUTS);
   plan.x_pitch = p.rows * pitch(p.inputs) <= X_BYTES ? pitch(p.inputs) : 0;
-  const int others = BARRIER_BYTES + (p.rows + (p.norm_weight != nullptr)) * plan.x_pitch + 2 * WARPS * TILE * p.rows * int(sizeof(float));
+  const bool has_upper = p.is_gated || share > 8 || p.inputs % STAGE_INPUTS || !plan.x_pitch;
+  plan.tile_rows = has_upper ? TILE : TILE / 2;
+  plan.stage_bytes = plan.tile_rows * pitch(STAGE_INPUTS);
+  const int others = BARRIER_BYTES + (p.rows + (p.norm_weight != nullptr)) * plan.x_pitch + 2 * WARPS * group_tiles(p.rows) * TILE * p.rows * int(sizeof(float));
   const int room = max((SHARED_BYTES - others) / plan.stage_bytes, FEWEST_STAGES);
   plan.stages = min(min(room, MOST_STAGES), ceil_div(share, tile_units) * ceil_div(p.inputs, STAGE_INPUTS));
   const int bytes = others + plan.stages * plan.stage_bytes;
-  const cudaError_t error =
-      cudaFuncSetAttribute(streamed_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const auto kernel = !plan.x_pitch                ? streamed_kernel<T, false, true, false>
+                      : p.inputs % STAGE_INPUTS ? streamed_kernel<T, false, true, true>
+                      : plan.tile_rows > 8      ? streamed_kernel<T, true, true, true>
+                                                : streamed_kernel<T, true, false, true>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  return launch(streamed_kernel<T>, dim3(blocks), dim3(32 * (WARPS + 1)), bytes, stream, p, plan);
-}
-
-template <typename T>
-cudaError_t launch_plain(const FewRows& p, Plan plan, cudaStream_t stream) {
-  return launch(plain_kernel<T>, dim3(ceil_div(plan.units, WARPS)), dim3(32 * WARPS), 0, stream, p, plan);
+  return launch(kernel, dim3(blocks), dim3(32 * (WARPS + 1)), bytes, stream, p, plan);
 }
 
 }  // namespace
@@ -417,11 +412,9 @@ cudaError_t few_rows_linear(const FewRows& product, Number number, cudaStream_t 
   Plan plan{};
   plan.units = product.is_gated ? product.outputs / 2 : product.outputs;
   if (product.rows == 0 || plan.units == 0) return cudaSuccess;
-  if (number == Number::FLOAT) return launch_plain<float>(product, plan, stream);
-  const bool streams = can_stream(product);
-  if (number == Number::HALF)
-    return (streams ? launch_streamed<__half> : launch_plain<__half>)(product, plan, stream);
-  return (streams ? launch_streamed<__nv_bfloat16> : launch_plain<__nv_bfloat16>)(product, plan, stream);
+  if (number == Number::FLOAT || !can_stream(product)) return few_rows_plain(product, number, stream);
+  if (number == Number::HALF) return launch_streamed<__half>(product, plan, stream);
+  return launch_streamed<__nv_bfloat16>(product, plan, stream);
 }
 
 }  // namespace lightvllm::cuda

@@ -27,5 +27,6 @@ struct FewRows {
 };
 
 cudaError_t few_rows_linear(const FewRows& product, Number number, cudaStream_t stream);
+cudaError_t few_rows_plain(const FewRows& product, Number number, cudaStream_t stream);
 
 }  // namespace lightvllm::cuda

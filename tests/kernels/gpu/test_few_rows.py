@@ -136,6 +136,10 @@ def test_a_chain_in_a_graph() -> None:
         assert torch.equal(y, step_by_step)
 
 
+@pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 12),
+    reason="before torch 2.12 an exception in a compiled op ends the process",
+)
 def test_more_rows_are_refused() -> None:
     with pytest.raises(RuntimeError, match="x has 9 rows, at most 8"):
         few_rows_linear(*product(9, 64, 64, torch.bfloat16))
