@@ -2,8 +2,8 @@
 
 The compiled library registers its ops as `torch.ops.lightvllm_cuda.*`, so that both twins can be called side by side;
 `enable` makes one of them what `torch.ops.lightvllm.*` runs for CUDA tensors: Triton's where there is Triton. Its norms
-and rotations are the faster ones (docs/performance.md), and before torch 2.12 an exception in a compiled op, such as one
-for memory that is not there, ends the process.
+and rotations are faster (docs/performance.md), and before torch 2.12 an exception in a compiled op, such as one for
+memory that is not there, ends the process.
 """
 
 import logging
