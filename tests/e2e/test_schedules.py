@@ -1,7 +1,7 @@
 """Requests that come and go at random, in engines of random settings: each gets bit for bit what it gets alone.
 
 Preemption, chunks of any size, shared prefixes, prefix hits, aborts and company all happen as the schedule has it. Like
-`test_invariance.py`, but for the many ways in which these come together. On a GPU it is what `batch_invariant` promises.
+`test_invariance.py`, but for the many ways in which these come together. On a GPU it is what `batch_invariant` is for.
 """
 
 import random

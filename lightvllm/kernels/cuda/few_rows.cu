@@ -31,7 +31,7 @@ constexpr int TILE = 16;             // rows of the weight, as the matrix units 
 constexpr int MOST_STAGES = 16;
 constexpr int PADDING = 64;          // bytes behind a row in shared memory, so that eight lanes read from all banks
 constexpr int BARRIER_BYTES = 2 * 8 * MOST_STAGES;
-constexpr int SHARED_BYTES = 112 << 10;    // two blocks then share a multiprocessor: this kernel's and the next one's
+constexpr int SHARED_BYTES = 190 << 10;    // the more copies are under way the better; less lets the next kernel in earlier
 constexpr int X_BYTES = 72 << 10;          // of x in shared memory; a longer one is read where it is
 constexpr int FEWEST_STAGES = 3;
 

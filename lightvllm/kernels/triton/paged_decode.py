@@ -28,7 +28,7 @@ from lightvllm.kernels.triton.paged_cache import (
 
 MOST_SPLITS = 16  # of a request
 MIN_SPLIT = 96  # keys: with fewer, putting splits together costs more than it saves
-ENOUGH_PROGRAMS = 16_384  # to keep all multiprocessors busy until the end
+ENOUGH_PROGRAMS = 4096  # to keep all multiprocessors busy until the end; more of them find nothing to do
 
 
 @triton.jit
