@@ -44,6 +44,8 @@ def _paged_prefill() -> Callable | None:
 class CudaAttention(DeviceAttention):
     """Decodes and chunks by a kernel each."""
 
+    fuses_lone_decodes = True
+
     def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
         decodes = self.batch.num_decodes
         if not self.batch.max_query_len:

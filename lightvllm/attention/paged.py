@@ -5,6 +5,7 @@ PagedAttention: Kwon et al., 2023, https://arxiv.org/abs/2309.06180.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -71,7 +72,12 @@ class DeviceBatch:
 
 
 class DeviceAttention(ABC):
-    """Attention of one step on a GPU, which needs nothing from the host. A backend implements `_attend`."""
+    """Attention of one step on a GPU, which needs nothing from the host. A backend implements `_attend`.
+
+    `fuses_lone_decodes`: a decode that is alone may go through one kernel for all, whose bits are its own.
+    """
+
+    fuses_lone_decodes: ClassVar[bool] = False
 
     def __init__(self, cache: list[LayerCache], batch: DeviceBatch) -> None:
         self.cache = cache
@@ -95,11 +101,13 @@ class DeviceAttention(ABC):
     ) -> Tensor:
         """The same from the product of queries, keys and values on, see `kernels.rotary_qkv`.
 
-        A decode that is alone takes one kernel for all: it sees no token that another one computes in the same step.
+        A decode that is alone can take one kernel for all: it sees no token that another one computes in the same step.
+        That kernel reads lengths, block table and older keys before the kernel ahead of it has ended, which must have
+        written none of them.
         """
         cache, heads = self.cache[layer.index], (layer.num_heads, layer.num_kv_heads)
         is_alone = len(qkv) == self.batch.num_decodes == 1
-        if is_alone and kernels.has_few_rows_attention(cache.key, *heads):
+        if self.fuses_lone_decodes and is_alone and kernels.has_few_rows_attention(cache.key, *heads):
             return kernels.few_rows_attention(
                 qkv, query_weight, key_weight, eps, cos, sin, cache.key, cache.value, self.batch.slots,
                 self.batch.block_table, self.batch.seq_lens, *heads, layer.scale, layer.sliding_window or 0

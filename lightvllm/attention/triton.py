@@ -22,6 +22,8 @@ LARGEST_HEAD = 256
 class TritonAttention(DeviceAttention):
     """See the module's docstring."""
 
+    fuses_lone_decodes = True
+
     def __init__(self, cache: list[LayerCache], batch: DeviceBatch) -> None:
         super().__init__(cache, batch)
         num_kv_heads = max(layer.key.shape[2] for layer in cache)

@@ -73,10 +73,6 @@ class DecodeGraphs:
             self.captured[size, sampling] = self._capture(size, sampling, table)
         return output
 
-    def clear(self) -> None:
-        """Forget all graphs."""
-        self.captured.clear()
-
     def _capture(self, size: int, sampling: Sampling, table: Tensor) -> _Captured:
         start, free = time.perf_counter(), torch.cuda.mem_get_info(self.device)[0]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)

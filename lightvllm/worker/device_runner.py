@@ -188,11 +188,6 @@ class DeviceRunner(ModelRunner):
 
         return wait
 
-    def forget_graphs(self) -> None:
-        """Let captured graphs go: weights or cache have moved."""
-        if self.graphs is not None:
-            self.graphs.clear()
-
 
 def _finite(hidden: Tensor) -> Tensor:
     """hidden: [num_tokens, hidden_size] -> [num_tokens] bool"""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightvllm import LLM, SamplingParams, kernels
 from lightvllm.attention.base import AttentionLayer
-from lightvllm.attention.paged import DeviceAttention, LayerCache
+from lightvllm.attention.paged import DeviceAttention, DeviceBatch, LayerCache
 from lightvllm.bench.internals import worker_of
 from lightvllm.sampling_params import StructuredOutputsParams
 from lightvllm.worker import worker
@@ -199,6 +199,26 @@ def test_what_is_not_finite_ends_its_request_alone(
     assert outputs[-1].outputs[0].stop_reason == message
     if where == "hidden":
         assert tokens(outputs[:1]) == tokens(healthy[:1])
+
+
+def test_a_lone_decode_is_fused_by_who_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bits are others, so that batch invariance would end there."""
+    pytest.importorskip("triton")
+    from lightvllm.attention.triton import InvariantTritonAttention, TritonAttention
+
+    called: list[str] = []
+    monkeypatch.setattr(kernels, "has_few_rows_attention", lambda *_: True)
+    monkeypatch.setattr(kernels, "few_rows_attention", lambda *_: called.append("fused"))
+    monkeypatch.setattr(kernels, "rotary_qkv", lambda qkv, *_: qkv.view(len(qkv), 4, 8))
+    layer, cos = AttentionLayer(0, 2, 1, 8, 1.0), torch.ones(1, 1, 8)
+    cache = [LayerCache(torch.zeros(1, 4, 1, 8), torch.zeros(1, 4, 1, 8))]
+    ints = torch.zeros(1, dtype=torch.int32)
+    for backend in (TritonAttention, InvariantTritonAttention):
+        monkeypatch.setattr(backend, "_attend", lambda _, layer, cache, query: called.append("apart") or query)
+        for num_decodes in (1, 2):
+            batch = DeviceBatch(num_decodes, 0, 4, ints, ints, ints[None], torch.arange(num_decodes))
+            backend(cache, batch).attend_product(layer, torch.zeros(num_decodes, 32), None, None, 0.0, cos, cos)
+    assert called == ["fused", "apart", "apart", "apart"]
 
 
 def test_sizes_of_graphs() -> None:
