@@ -35,3 +35,10 @@ class EngineAsleep(EngineUnavailable):
 
 class EngineBusy(RuntimeError):
     """What was asked cannot be done while requests wait or run."""
+
+
+class DeviceLost(BaseException):
+    """A GPU that no process but a new one can use again: no request is to blame, and none can be served any more.
+
+    Not an Exception, or the step's requests would be tried one by one and all fail: the engine's process is to end.
+    """

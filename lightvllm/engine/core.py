@@ -49,6 +49,7 @@ class EngineCore:
         self.on_scheduled: Callable[[StepInput], None] | None = None
         self.runs_ahead = executor.runs_ahead
         self._under_way: deque[_Submitted] = deque()  # at most two, the oldest first
+        self._kept: list[CoreOutput] = []  # not given out yet: an interrupt may come while a step is waited for in vain
 
     def add_request(self, request: Request) -> None:
         """Accept a request; its tokens come out of the next steps.
@@ -73,14 +74,18 @@ class EngineCore:
         """
         try:
             if not self._under_way and not self._submit():
+                if self._kept:
+                    outputs, self._kept = self._kept, []
+                    return outputs
                 assert not self.has_unfinished(), "requests are left, but none can be scheduled"
                 return []
             if self.runs_ahead and self._under_way[-1].error is None and self.scheduler.can_run_ahead():
                 self.scheduler.assume()
                 self._submit()
-            outputs = self._take()
+            self._take()
             if not self.has_unfinished():
                 self._discard()
+            outputs, self._kept = self._kept, []
             return outputs
         except BaseException:  # the user's interrupt, or a bug of ours: no request is to blame
             self._under_way.clear()
@@ -100,7 +105,7 @@ class EngineCore:
             self._under_way.append(_Submitted(step, None, error))
         return True
 
-    def _take(self) -> list[CoreOutput]:
+    def _take(self) -> None:
         """Wait for the oldest step under way and take its results in."""
         submitted = self._under_way.popleft()
         try:
@@ -108,11 +113,11 @@ class EngineCore:
         except Exception as error:
             logger.exception("a step of %d requests failed", len(submitted.step.request_ids))
             self._drain()
-            return self.scheduler.fail(f"{type(error).__name__}: {error}")
-        outputs = self.scheduler.update(output)
+            self._kept += self.scheduler.fail(f"{type(error).__name__}: {error}")
+            return
+        self._kept += self.scheduler.update(output)
         if output.errors:  # the step behind may have read what the failed requests wrote
             self._discard()
-        return outputs
 
     def _discard(self) -> None:
         """Wait for what is under way, and forget it."""

@@ -344,8 +344,9 @@ class Scheduler:
 
     def _schedule_alone(self, request: Request, step: StepInput) -> None:
         """Run one request and no other, even if that takes the blocks of others."""
-        while request.status is not RequestStatus.RUNNING and not self._admit(request, step):
-            self._preempt_last()
+        while request.status is not RequestStatus.RUNNING:
+            if len(self.running) >= self.config.max_num_seqs or not self._admit(request, step):
+                self._preempt_last()
         self._hand_out([request], step, self.config.max_num_batched_tokens)
 
     def _hand_out(self, requests: list[Request], step: StepInput, budget: int) -> int:

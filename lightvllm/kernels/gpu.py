@@ -63,6 +63,8 @@ def enable() -> torch.library.Library:
     """Make the fast twins what the ops run for CUDA tensors, from now on in this process."""
     library = torch.library.Library("lightvllm", "IMPL")
     has_triton = find_spec("triton") is not None
+    if not has_triton and not load_compiled():
+        logger.warning("neither Triton nor the compiled CUDA kernels are there, PyTorch's own operations run instead")
     for name in TRITON_TWINS if has_triton else ():
         library.impl(name, triton_twin(name), "CUDA")
     if load_compiled():

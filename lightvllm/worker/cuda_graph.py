@@ -9,6 +9,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,12 @@ class DecodeGraphs:
         self.sizes = graph_sizes(max_num_seqs)
         self.block_table = torch.zeros(self.sizes[-1], max_blocks, dtype=torch.int32, device=device)
         self.captured: dict[tuple[int, Sampling], _Captured] = {}
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.refused: set[tuple[int, Sampling]] = set()
+        self.logits: Tensor | None = None  # for the host, of whatever graph ran last
+        if device.type == "cuda":
+            self.pool = torch.cuda.graph_pool_handle()
+            # One for all: memory that one capture frees is only there for others on its stream.
+            self.stream = torch.cuda.Stream(device)
 
     def size_for(self, num_requests: int) -> int | None:
         """The number that so many requests are padded to; None if they are too many for a graph."""
@@ -69,26 +75,47 @@ class DecodeGraphs:
             captured.graph.replay()
             return captured.output
         output = self.decode(size, sampling, table)
-        if self.device.type == "cuda":
-            self.captured[size, sampling] = self._capture(size, sampling, table)
+        if self.device.type == "cuda" and (size, sampling) not in self.refused:
+            self._try_to_capture(size, sampling, table, output)
         return output
 
-    def _capture(self, size: int, sampling: Sampling, table: Tensor) -> _Captured:
+    def _try_to_capture(self, size: int, sampling: Sampling, table: Tensor, output: Tensor) -> None:
+        """Capture the step that has just run; where that fails, it goes on being run as it is."""
         start, free = time.perf_counter(), torch.cuda.mem_get_info(self.device)[0]
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self.pool)
-            try:
-                output = self.decode(size, sampling, table)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        if sampling is Sampling.ON_HOST and self.logits is None:
+            self.logits = output.new_empty(self.sizes[-1], output.shape[1])
+        try:
+            self.captured[size, sampling] = self._capture(size, sampling, table)
+        except torch.OutOfMemoryError as error:
+            self.refused.add((size, sampling))
+            if not self.captured:
+                self.pool = torch.cuda.graph_pool_handle()
+            logger.warning(
+                "no memory to capture decodes of up to %d requests, they run without a graph: %s", size, error
+            )
+            return
         logger.info(
             "captured decodes of up to %d requests (%s) in %.0f ms, %.0f MiB",
             *(size, sampling.value, 1000 * (time.perf_counter() - start)),
             (free - torch.cuda.mem_get_info(self.device)[0]) / 2**20,
         )
+
+    def _capture(self, size: int, sampling: Sampling, table: Tensor) -> _Captured:
+        graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                output = self.decode(size, sampling, table)
+                if sampling is Sampling.ON_HOST:
+                    assert self.logits is not None
+                    output = self.logits[:size].copy_(output)
+            except BaseException:
+                with suppress(RuntimeError):  # of a capture that is spoilt; the cause is what counts
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
         return _Captured(graph, output)
 
 

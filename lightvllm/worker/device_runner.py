@@ -92,11 +92,17 @@ class DeviceRunner(ModelRunner):
     def _run(self, step: StepInput, batch: StepBatch) -> PendingOutput:
         features = self.sampling.features[batch.rows[batch.samples]]
         wanted = int(np.bitwise_or.reduce(features)) if len(features) else 0
-        on_host = wanted & ~RANDOM or not self.prompt_logprobs.keys().isdisjoint(step.request_ids)
+        reads_prompt = bool(self.prompt_logprobs) and self._reads_prompt(step, batch)
+        on_host = wanted & ~RANDOM or reads_prompt
         sampling = Sampling.ON_HOST if on_host else Sampling.RANDOM if wanted else Sampling.GREEDY
         block_table = self._block_table(batch)
         is_decode = int(batch.query_lens.max()) == 1
-        if is_decode and self.graphs is not None and (size := self.graphs.size_for(len(batch.rows))):
+        if (
+            is_decode
+            and not reads_prompt
+            and self.graphs is not None
+            and (size := self.graphs.size_for(len(batch.rows)))
+        ):
             table = self.sender.send_decodes(batch, block_table, size)
             chosen, hidden = self.graphs.run(size, sampling, table), None
             sampled = np.flatnonzero(batch.samples)  # amid a prompt a request may compute a single token, too
@@ -110,6 +116,15 @@ class DeviceRunner(ModelRunner):
             return lambda: output
         self.requests.advance(batch, None)
         return self._pending(step, batch, hidden, chosen, sampled)
+
+    def _reads_prompt(self, step: StepInput, batch: StepBatch) -> bool:
+        """Whether the step gives log-probabilities of a prompt, for which hidden states are needed."""
+        first = batch.seq_lens - batch.query_lens
+        is_before_last = first < self.requests.num_prompt_tokens[batch.rows] - 1
+        return any(
+            wanted and request_id in self.prompt_logprobs
+            for request_id, wanted in zip(step.request_ids, is_before_last, strict=True)
+        )
 
     def _decode(self, size: int, sampling: Sampling, block_table: Tensor) -> Tensor:
         """A padded step of decodes, whose inputs are on the device: logits for the host, or tokens, one a request."""

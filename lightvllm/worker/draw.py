@@ -6,6 +6,8 @@ on the order in which a device adds, which it chooses by the shape of the batch.
 probabilities become multiples of 2**-60, exact for all above 2**-37, and what is below 2**-60 is never drawn.
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -76,15 +78,25 @@ def draw(
     return drawn
 
 
+def draw_anywhere(
+    logits: Tensor, u: np.ndarray, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray
+) -> Tensor:
+    """See `draw`. On a GPU a row's token is the one that `draw_on_device` gives in any other step."""
+    if not logits.is_cuda:
+        return draw(logits, u, temperature, top_k, top_p, min_p)
+    numbers = (torch.from_numpy(x).to(logits.device) for x in (u, temperature, top_k, top_p, min_p))
+    return draw_on_device(logits, *numbers)
+
+
 def draw_on_device(
     logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> Tensor:
-    """The same with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64"""
-    if logits.is_cuda:
+    """See `draw`, with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64"""
+    if logits.is_cuda and find_spec("triton"):
         from lightvllm.kernels.triton.sampling import draw as draw_on_gpu
 
         return draw_on_gpu(logits, u, temperature, top_k, top_p, min_p)
-    return draw(logits.float(), *(x.numpy() for x in (u, temperature, top_k, top_p, min_p)))
+    return draw(logits.float(), *(x.cpu().numpy() for x in (u, temperature, top_k, top_p, min_p)))
 
 
 def _draw_from(probs: Tensor, u: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray) -> Tensor:

@@ -1,5 +1,7 @@
 """The log-probabilities a request asks to see, under the model's own distribution."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def chosen_logprobs(logits: Tensor, chosen: Tensor, num_logprobs: list[int]) -> 
 
 
 def _some_logprobs(logits: Tensor, chosen: Tensor, num_logprobs: list[int]) -> list[TokenLogprobs]:
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    logprobs = _log_softmax(logits)
     own = logprobs.gather(-1, chosen[:, None])
     ranks = (logprobs > own).sum(dim=-1).add_(1).tolist()
     values, token_ids = largest(logprobs, max(num_logprobs))
@@ -53,3 +55,12 @@ def _some_logprobs(logits: Tensor, chosen: Tensor, num_logprobs: list[int]) -> l
         TokenLogprobs(ids[: wanted + 1], values[: wanted + 1], rank)
         for ids, values, rank, wanted in zip(all_ids, all_values, ranks, num_logprobs, strict=True)
     ]
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """# [num_rows, vocab_size] float32; a row's bits depend on no other row, nor on where it lies."""
+    if logits.is_cuda and find_spec("triton"):
+        from lightvllm.kernels.triton.invariant import log_softmax
+
+        return log_softmax(logits)
+    return torch.log_softmax(logits.float(), dim=-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightvllm import kernels
 from lightvllm.engine.step import TokenLogprobs
-from lightvllm.worker.draw import draw, uniforms
+from lightvllm.worker.draw import draw_anywhere, uniforms
 from lightvllm.worker.logits_processors import process_logits
 from lightvllm.worker.logprobs import chosen_logprobs
 from lightvllm.worker.sampling_state import GRAMMAR, LOGPROBS, PROCESSORS, RANDOM, SamplingBatch, SamplingState
@@ -81,7 +81,7 @@ class Sampler:
             output.token_ids[greedy] = kernels.most_likely(_take(logits, greedy)).cpu().numpy()
         if len(random):
             state, rows = self.state, batch.rows[random]
-            drawn = draw(
+            drawn = draw_anywhere(
                 _take(logits, random),
                 uniforms(state.seed_keys[rows], batch.num_tokens[random]),
                 temperature=state.temperature[rows],

@@ -1,7 +1,8 @@
 """A worker: loads the model, makes the cache, runs steps, and sleeps."""
 
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import torch
 from lightvllm.attention.paged import DeviceAttention, LayerCache
 from lightvllm.attention.registry import attention_backend
 from lightvllm.config import EngineConfig
-from lightvllm.engine.step import PendingOutput, StepInput
+from lightvllm.engine.step import PendingOutput, StepInput, StepOutput
+from lightvllm.errors import DeviceLost
 from lightvllm.hub import resolve_model
 from lightvllm.kernels import gpu
 from lightvllm.kernels.isa import use_isa
@@ -55,15 +57,16 @@ class Worker:
         # See `lightvllm.executor.base.Executor.runs_ahead`.
         self.runs_ahead = issubclass(self.backend, DeviceAttention) and config.async_scheduling
         self._captures_graphs = issubclass(self.backend, DeviceAttention) and not config.enforce_eager
-        # What the worker has while it is awake; asleep it has the plan, and its weights may be parked.
-        self._model: CausalLM | None = self._load()
-        self.grammars = Grammars(
-            model_config.vocab_size, partial(_load_grammar_tokenizer, path, config, model_config.vocab_size)
-        )
-        self._parked: ParkedWeights | None = None
-        self.plan: KVCachePlan = self._plan(self._model)
-        self._cache: list[LayerCache] | None = self._allocate(self.plan)
-        self._runner: ModelRunner | None = self._make_awake_runner(self._model, self._cache)
+        with self._device_at_hand():
+            # What the worker has while it is awake; asleep it has the plan, and its weights may be parked.
+            self._model: CausalLM | None = self._load()
+            self.grammars = Grammars(
+                model_config.vocab_size, partial(_load_grammar_tokenizer, path, config, model_config.vocab_size)
+            )
+            self._parked: ParkedWeights | None = None
+            self.plan: KVCachePlan = self._plan(self._model)
+            self._cache: list[LayerCache] | None = self._allocate(self.plan)
+            self._runner: ModelRunner | None = self._make_awake_runner(self._model, self._cache)
 
     @property
     def runner(self) -> ModelRunner:
@@ -77,7 +80,27 @@ class Worker:
         Raises:
             MemoryError: the GPU has not the memory for this step, in words.
         """
-        return within_memory(partial(self.runner.submit, step), lambda: _no_memory_for_step(step, self.device))
+        with self._device_at_hand():
+            pending = within_memory(partial(self.runner.submit, step), lambda: _no_memory_for_step(step, self.device))
+
+        def wait() -> StepOutput:
+            with self._device_at_hand():
+                return pending()
+
+        return wait
+
+    @contextmanager
+    def _device_at_hand(self) -> Iterator[None]:
+        """Kernels, events and memory are of this device inside, which may not be the first of its kind.
+
+        Raises:
+            DeviceLost: CUDA reports an error after which nothing works there any more.
+        """
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            try:
+                yield
+            except torch.AcceleratorError as error:
+                raise DeviceLost(f"{self.device} is lost to this process: {error}") from error
 
     def sleep(self, level: int) -> None:
         """Give up the KV cache, and the weights: at level 1 they go to the host's memory, at level 2 nowhere.
@@ -88,6 +111,10 @@ class Worker:
         Raises:
             ValueError: the host has not the memory for the weights. Nothing has changed then.
         """
+        with self._device_at_hand():
+            self._sleep(level)
+
+    def _sleep(self, level: int) -> None:
         if level == 1 and self.device.type == "cuda" and self._model is not None and self._parked is None:
             self._parked = ParkedWeights(self._model, self.device)
         if level == 2:
@@ -105,6 +132,10 @@ class Worker:
         Raises:
             ValueError: the memory has been taken by others. It may be tried again.
         """
+        with self._device_at_hand():
+            self._wake_up(tags)
+
+    def _wake_up(self, tags: Collection[str]) -> None:
         if "weights" in tags:
             if self._model is None:
                 self._model = self._load()

@@ -118,3 +118,47 @@ def run_alone(prompt: list[int]) -> list[int]:
     while core.has_unfinished():
         collector.take(core.step())
     return collector.token_ids["r"]
+
+
+def test_an_interrupt_while_nothing_is_waited_for_loses_no_output() -> None:
+    """The last token is there; behind it, a step is waited for whose results nobody needs."""
+    config = SchedulerConfig(num_blocks=40, max_model_len=40, block_size=4)
+    executor = Logged(config)
+    core = EngineCore(executor, config)
+    stop = run_alone([1, 2, 3])[0]
+    core.add_request(make_request("r0", [1, 2, 3], max_tokens=6, stop_token_ids=[stop]))
+    submit, num_submitted = executor.submit, 0
+
+    def interrupted(step: StepInput) -> PendingOutput:
+        nonlocal num_submitted
+        pending, num_submitted = submit(step), num_submitted + 1
+
+        def wait() -> StepOutput:
+            raise KeyboardInterrupt
+
+        return pending if num_submitted == 1 else wait
+
+    executor.submit = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    [output] = core.step()
+    assert (output.new_token_ids, output.finish_reason) == ([stop], "stop")
+    assert core.step() == []
+
+
+def test_a_suspect_runs_alone_where_all_places_are_taken() -> None:
+    """It may have come back from a crash when others run already."""
+    config = SchedulerConfig(num_blocks=40, max_model_len=40, block_size=4, max_num_seqs=2)
+    executor = FakeExecutor(config)
+    core = EngineCore(executor, config)
+    for name in ("r0", "r1"):
+        core.add_request(make_request(name, [1, 2, 3], max_tokens=6))
+    core.step()
+    core.add_request(make_request("suspect", [4, 5], max_tokens=3, is_suspect=True))
+    core.step()
+    assert executor.scheduled[-1] == ["suspect"]
+    collector = Collector()
+    while core.has_unfinished():
+        collector.take(core.step())
+        core.check_integrity()
+    assert {end.finish_reason for end in collector.finished.values()} == {"length"}

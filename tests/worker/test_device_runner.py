@@ -6,6 +6,7 @@ and log-probabilities must be those of the host's runner, bit for bit.
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from lightvllm import LLM, SamplingParams, kernels
 from lightvllm.attention.base import AttentionLayer
 from lightvllm.attention.paged import DeviceAttention, DeviceBatch, LayerCache
 from lightvllm.bench.internals import worker_of
+from lightvllm.errors import DeviceLost
 from lightvllm.sampling_params import StructuredOutputsParams
 from lightvllm.worker import worker
-from lightvllm.worker.cuda_graph import graph_sizes
+from lightvllm.worker.cuda_graph import DecodeGraphs, Sampling, graph_sizes
 from lightvllm.worker.device_runner import NOT_FINITE, DeviceRunner
 from tests.e2e.checkpoint import VOCAB_SIZE, Checkpoint
 
@@ -99,20 +101,22 @@ def test_greedy_and_with_log_probabilities(
             assert mine.outputs[0].finish_reason == theirs.outputs[0].finish_reason
 
 
-@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("asked", [{}, {"logprobs": 1}, {"prompt_logprobs": 1}], ids=str)
 def test_single_tokens_amid_prompts(
-    logprobs: int | None,
+    asked: dict[str, int],
     checkpoint: Callable[[str], Checkpoint],
     make_llm: Callable[..., LLM],
     make_device_llm: Callable[..., LLM],
 ) -> None:
     """They look like decodes, but nothing is sampled behind them."""
     path, prompts = checkpoint("qwen3").path, random_prompts(6)
-    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, logprobs=logprobs)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, **asked)
     llm = make_device_llm(path, long_prefill_token_threshold=1)
     expected = make_llm(path, **OPTIONS).generate(prompts, params, use_tqdm=False)
     for _ in range(2):
-        assert tokens(llm.generate(prompts, params, use_tqdm=False)) == tokens(expected)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        assert tokens(outputs) == tokens(expected)
+        assert [output.prompt_logprobs for output in outputs] == [output.prompt_logprobs for output in expected]
 
 
 def test_random_draws(
@@ -219,6 +223,38 @@ def test_a_lone_decode_is_fused_by_who_allows_it(monkeypatch: pytest.MonkeyPatch
             batch = DeviceBatch(num_decodes, 0, 4, ints, ints, ints[None], torch.arange(num_decodes))
             backend(cache, batch).attend_product(layer, torch.zeros(num_decodes, 32), None, None, 0.0, cos, cos)
     assert called == ["fused", "apart", "apart", "apart"]
+
+
+def test_a_capture_without_memory_costs_the_graph_and_not_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = DecodeGraphs(lambda size, sampling, table: torch.arange(size), 4, 2, torch.device("cpu"))
+    attempts: list[int] = []
+
+    def capture(size: int, *_: object) -> None:
+        attempts.append(size)
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(graphs, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(graphs, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    for _ in range(3):
+        assert graphs.run(4, Sampling.GREEDY, torch.zeros(4, 1, dtype=torch.int32)).tolist() == [0, 1, 2, 3]
+    assert attempts == [4]
+
+
+def test_a_lost_device_blames_no_request(
+    checkpoint: Callable[[str], Checkpoint], make_device_llm: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's process is to end: requests tried one by one would all fail."""
+    llm = make_device_llm(checkpoint("qwen3").path)
+
+    def lost(step: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_of(llm).runner, "submit", lost)
+        with pytest.raises(DeviceLost, match="is lost to this process: an illegal memory access"):
+            llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
 
 
 def test_sizes_of_graphs() -> None:

@@ -95,9 +95,9 @@ def measure(job: Job) -> Result:
     Raises:
         ValueError: it does not open, or a window does not fit.
     """
-    with LLM(**job.options) as llm:
+    longest = max(len(token_ids) for token_ids, _ in job.windows)
+    with LLM(**{"max_num_batched_tokens": max(4096, longest), **job.options}) as llm:  # a window is one step
         runner, most = worker_of(llm).runner, worker_of(llm).plan.max_model_len
-        longest = max(len(token_ids) for token_ids, _ in job.windows)
         if longest > most:
             raise ValueError(f"length: a window has {longest} tokens, but max_model_len is {most}")
         weight_bytes = bytes_of_weights(runner.model)

@@ -214,7 +214,7 @@ def test_it_fits_a_phone_in_light_and_dark(server: str, open_page: Callable[...,
 class Idle:
     """An engine that does nothing, which can be watched all the same."""
 
-    config = SimpleNamespace(model=str(DEFAULT_MODEL))
+    config = SimpleNamespace(model=str(DEFAULT_MODEL), enable_sleep_mode=False)
     max_model_len = 4096
 
     async def watch(self) -> AsyncGenerator[StepTrace, None]:
