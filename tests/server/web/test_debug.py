@@ -20,7 +20,8 @@ WEB = Path(str(resources.files("lightvllm.server"))) / "web"
 
 def ask(*calls: tuple[Any, ...], model: Path = DEFAULT_MODEL, **settings: Any) -> list[Response]:
     """The answers to (method, path, JSON body) each, all sent at once."""
-    engine = SimpleNamespace(config=SimpleNamespace(model=str(model), enable_sleep_mode=False))  # nothing here asks the engine for more
+    # Nothing here asks the engine for more.
+    engine = SimpleNamespace(config=SimpleNamespace(model=str(model), enable_sleep_mode=False))
     app = build_app(engine, ServerConfig(**settings), model_names=["m"])  # type: ignore[arg-type]
 
     async def main() -> list[Response]:
