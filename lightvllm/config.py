@@ -77,11 +77,15 @@ class EngineConfig:
     generation_config: str = _option("auto", "default sampling parameters: auto (the model's), vllm (none) or a folder")
     chat_template: str | None = _option(None, "Jinja chat template, or a file with one, in place of the model's")
     attention_backend: Backend = field(default="auto", metadata={"help": "attention implementation"})
-    enforce_eager: bool = _option(False, "on a GPU, launch every kernel of a decode instead of replaying CUDA graphs")
+    enforce_eager: bool = _option(
+        False, "launch every kernel of a decode; else attention_backend triton and cuda replay captured CUDA graphs"
+    )
     batch_invariant: bool = _option(
         False, "on a GPU, give a request the same bits in any company, at a price; on a CPU it is always so"
     )
-    async_scheduling: bool = _option(True, "on a GPU, schedule the next step while one runs")
+    async_scheduling: bool = _option(
+        True, "with attention_backend triton, cuda and flash, schedule the next step while one runs"
+    )
     cpu_isa: Literal["auto", "plain", "avx2", "avx512", "avx512vnni", "amx"] = _option(
         "auto",
         "most that the CPU kernels of the process may use: auto is all there is; avx512vnni is with BF16, too, "

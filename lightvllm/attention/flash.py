@@ -25,6 +25,8 @@ BLOCK_MULTIPLE = 256  # of flash-attn 2
 class FlashAttention(DeviceAttention):
     """See the module's docstring."""
 
+    is_capturable = False
+
     def __init__(self, cache: list[LayerCache], batch: DeviceBatch) -> None:
         super().__init__(cache, batch)
         self.library = library_for(cache[0].key.shape[1])

@@ -75,9 +75,12 @@ class DeviceAttention(ABC):
     """Attention of one step on a GPU, which needs nothing from the host. A backend implements `_attend`.
 
     `fuses_lone_decodes`: a decode that is alone may go through one kernel for all, whose bits are its own.
+    `is_capturable`: a decode costs what its requests' own lengths cost, also where the batch says that they may be as
+    long as a graph serves. Others run without graphs.
     """
 
     fuses_lone_decodes: ClassVar[bool] = False
+    is_capturable: ClassVar[bool] = True
 
     def __init__(self, cache: list[LayerCache], batch: DeviceBatch) -> None:
         self.cache = cache

@@ -31,7 +31,7 @@ from lightvllm.engine.messages import (
 from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
 from lightvllm.engine.prompts import TokenizedPrompt
 from lightvllm.engine.request import CoreOutput
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.sleeper import Sleeper
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.streams import CompletionDelta, RequestDelta, RequestFailed, RequestStream

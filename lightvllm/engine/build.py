@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightvllm.config import EngineConfig
 from lightvllm.engine.core import EngineCore
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)

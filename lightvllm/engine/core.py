@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lightvllm.engine.request import CoreOutput, Request
-from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.scheduler import Scheduler
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.sleep import PARTS, check_level, check_tags
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.step import PendingOutput, StepInput, StepOutput

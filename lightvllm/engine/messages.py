@@ -9,7 +9,7 @@ import dataclasses
 import msgspec
 
 from lightvllm.engine.request import CoreOutput
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.trace import StepTrace
 from lightvllm.errors import ParameterError

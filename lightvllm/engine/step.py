@@ -46,7 +46,7 @@ class StepInput(msgspec.Struct):
         new_requests: what the worker needs to know of requests it has not seen.
         new_block_ids: blocks appended to the block tables of requests it has seen.
         dropped_request_ids: finished, aborted and preempted requests: forget them before anything else. After a step
-            that failed there may be some among them that the worker never came to know.
+            that failed or was forgotten there may be some among them that the worker does not know, or no longer.
     """
 
     request_ids: list[str] = []

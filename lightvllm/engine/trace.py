@@ -10,7 +10,8 @@ from typing import Literal
 import msgspec
 
 from lightvllm.engine.request import CoreOutput, FinishReason, RequestStatus
-from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.scheduler import Scheduler
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.step import StepInput
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.learn import clock, workload
 from lightvllm.learn.clock import StepCost
 from lightvllm.learn.flags import add_integer

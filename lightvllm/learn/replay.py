@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightvllm.engine.request import Request
-from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.scheduler import Scheduler
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.engine.trace import StepTrace, StepTracer, TracedRequest
 from lightvllm.learn.clock import StepCost

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.trace import BlockChanges, FinishedRequest, StepTrace, TracedRequest, WaitingRequest
 

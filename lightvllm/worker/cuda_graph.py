@@ -82,9 +82,9 @@ class DecodeGraphs:
     def _try_to_capture(self, size: int, sampling: Sampling, table: Tensor, output: Tensor) -> None:
         """Capture the step that has just run; where that fails, it goes on being run as it is."""
         start, free = time.perf_counter(), torch.cuda.mem_get_info(self.device)[0]
-        if sampling is Sampling.ON_HOST and self.logits is None:
-            self.logits = output.new_empty(self.sizes[-1], output.shape[1])
         try:
+            if sampling is Sampling.ON_HOST and self.logits is None:
+                self.logits = output.new_empty(self.sizes[-1], output.shape[1])
             self.captured[size, sampling] = self._capture(size, sampling, table)
         except torch.OutOfMemoryError as error:
             self.refused.add((size, sampling))

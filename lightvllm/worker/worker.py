@@ -56,7 +56,8 @@ class Worker:
         )
         # See `lightvllm.executor.base.Executor.runs_ahead`.
         self.runs_ahead = issubclass(self.backend, DeviceAttention) and config.async_scheduling
-        self._captures_graphs = issubclass(self.backend, DeviceAttention) and not config.enforce_eager
+        is_capturable = issubclass(self.backend, DeviceAttention) and self.backend.is_capturable
+        self._captures_graphs = is_capturable and not config.enforce_eager
         with self._device_at_hand():
             # What the worker has while it is awake; asleep it has the plan, and its weights may be parked.
             self._model: CausalLM | None = self._load()

@@ -14,7 +14,7 @@ from lightvllm.cli.flags import attribute_docs
 from lightvllm.cli.serve import SERVER_DEFAULTS
 from lightvllm.config import EngineConfig, ServerConfig
 from lightvllm.engine.messages import EngineReady
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.sampling_params import SamplingParams, StructuredOutputsParams
 from lightvllm.server.metrics import Metrics
 

@@ -21,7 +21,7 @@ import msgspec
 from lightvllm.config import EngineConfig
 from lightvllm.engine import core_process
 from lightvllm.engine.core import EngineCore
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.model_config import ModelConfig
 from tests.engine.fakes import FakeExecutor

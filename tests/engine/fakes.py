@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Collection
 
 from lightvllm.engine.request import CoreOutput, Request
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import NewRequest, PendingOutput, StepInput, StepOutput, TokenLogprobs
 from lightvllm.sampling_params import SamplingParams
 
@@ -111,6 +111,7 @@ class FakeExecutor:
         self._random = random.Random(seed)
         self._known: dict[str, KnownRequest] = {}
         self._unsure: set[str] = set()  # ids a failed step was about
+        self._dropped_before: list[str] = []  # by the step before, which may have been forgotten
         self._spoilt_before: set[int] = set()
         self._spoilt: set[int] = set()  # slots of this step that hold rubbish, as a request failed
         self._slots = [0] * (config.num_blocks * config.block_size)
@@ -159,8 +160,10 @@ class FakeExecutor:
 
     def _take_note(self, step: StepInput) -> None:
         assert len(set(step.dropped_request_ids)) == len(step.dropped_request_ids)
+        forgiven = {*self._unsure, *(self._dropped_before if self.runs_ahead else [])}
+        self._dropped_before = step.dropped_request_ids
         for request_id in step.dropped_request_ids:
-            is_known = request_id in self._known or request_id in self._unsure
+            is_known = request_id in self._known or request_id in forgiven
             assert is_known or self.forgives_unknown_drops, f"{request_id} dropped, but never known"
             self._known.pop(request_id, None)
             self._unsure.discard(request_id)

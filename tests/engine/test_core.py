@@ -17,7 +17,7 @@ from lightvllm.engine import prefix_cache
 from lightvllm.engine.core import EngineCore
 from lightvllm.engine.policy import POLICIES
 from lightvllm.engine.request import CoreOutput, Request
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import StepInput
 from tests.engine.fakes import Collector, FakeExecutor, expected_output, logprobs_at, make_request
 

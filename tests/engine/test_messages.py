@@ -27,7 +27,7 @@ from lightvllm.engine.messages import (
     refuse_what_cannot_travel,
 )
 from lightvllm.engine.request import CoreOutput, Request
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.engine.step import TokenLogprobs
 from lightvllm.engine.trace import BlockChanges, FinishedRequest, StepTrace, TracedRequest, WaitingRequest

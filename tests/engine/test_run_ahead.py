@@ -3,7 +3,7 @@
 import pytest
 
 from lightvllm.engine.core import EngineCore
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import PendingOutput, StepInput, StepOutput
 from tests.engine.fakes import Collector, FakeExecutor, make_request
 
@@ -16,9 +16,11 @@ class Logged(FakeExecutor):
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(config, runs_ahead=True)
         self.events: list[str] = []
+        self.dropped: list[list[str]] = []
 
     def submit(self, step: StepInput) -> PendingOutput:
         number = self.num_steps
+        self.dropped.append(step.dropped_request_ids)
         self.events.append(f"submit {number}")
         output = self.execute(step)
 
@@ -108,6 +110,46 @@ def test_an_error_discards_the_step_behind() -> None:
     alone = run_alone([1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert collector.finished["r0"].error == "ill"
     assert collector.token_ids["r1"] == alone
+
+
+def test_a_step_that_fails_when_waited_for_takes_the_one_behind_with_it() -> None:
+    """Nobody is ended for it: each of its requests is tried alone, and gets the tokens it would have got."""
+    config = SchedulerConfig(num_blocks=40, max_model_len=40, block_size=4)
+    executor = Logged(config)
+    core = EngineCore(executor, config)
+    prompts = {"r0": [1, 2, 3], "r1": [4, 5, 6, 7, 8]}
+    for name, prompt in prompts.items():
+        core.add_request(make_request(name, prompt, max_tokens=6))
+    submit = executor.submit
+
+    def submit_failing(step: StepInput) -> PendingOutput:
+        pending, number = submit(step), executor.num_steps
+
+        def wait() -> StepOutput:
+            output = pending()
+            if number in (2, 3):
+                raise RuntimeError("the device is ill")
+            return output
+
+        return wait
+
+    executor.submit = submit_failing  # type: ignore[method-assign]
+    collector = Collector()
+    while core.has_unfinished():
+        collector.take(core.step())
+        core.check_integrity()
+    assert executor.scheduled[:5] == [["r0", "r1"]] * 3 + [["r0"], ["r1"]]
+    assert collector.token_ids == {name: run_alone(prompt) for name, prompt in prompts.items()}
+
+
+def test_who_was_dropped_by_a_step_in_vain_is_dropped_again() -> None:
+    """The core cannot know how far a forgotten step came: to drop a request that is not known means nothing."""
+    stop = run_alone([2, 2, 3])[2]
+    executor, _, core = run({"max_tokens": 2}, {"max_tokens": 6, "stop_token_ids": [stop]})
+    assert executor.dropped == [[], [], [], ["r0"]]
+    core.add_request(make_request("r2", [1], max_tokens=1))
+    core.step()
+    assert executor.dropped[-1] == ["r0", "r1"]
 
 
 def run_alone(prompt: list[int]) -> list[int]:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from lightvllm.engine.request import CoreOutput, Request
-from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.scheduler import Scheduler
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import StepInput, StepOutput, TokenLogprobs
 from tests.engine.fakes import logprobs_at, make_request
 

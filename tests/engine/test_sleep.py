@@ -9,7 +9,7 @@ import pytest
 
 from lightvllm.engine.async_engine import AsyncEngine
 from lightvllm.engine.core import EngineCore
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.errors import EngineAsleep, EngineBusy, EngineUnavailable
 from lightvllm.sampling_params import SamplingParams
 from tests.engine.fakes import Collector, FakeExecutor, expected_output, make_request

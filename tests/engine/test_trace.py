@@ -6,7 +6,7 @@ import pytest
 
 from lightvllm.engine.core import EngineCore
 from lightvllm.engine.request import CoreOutput
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import StepInput, StepOutput
 from lightvllm.engine.trace import MAX_TRACED_WAITING, BlockChanges, FinishedRequest, StepTrace, StepTracer
 from tests.engine.fakes import FakeExecutor, make_request

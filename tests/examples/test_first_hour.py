@@ -9,7 +9,8 @@ import pytest
 
 from lightvllm import learn
 from lightvllm.engine.request import Request
-from lightvllm.engine.scheduler import Scheduler, SchedulerConfig
+from lightvllm.engine.scheduler import Scheduler
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.step import StepOutput
 from lightvllm.sampling_params import SamplingParams
 

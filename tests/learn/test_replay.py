@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.learn import PlannedRequest, StepCost, Workload
 from lightvllm.learn.replay import Span, percentile, replay, run_steps
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from lightvllm.engine.messages import EngineReady, StepReport
 from lightvllm.engine.observer import EngineObserver, Observers, RequestRecord
-from lightvllm.engine.scheduler import SchedulerConfig
+from lightvllm.engine.scheduler_config import SchedulerConfig
 from lightvllm.engine.stats import EngineStats
 from lightvllm.sampling_params import SamplingParams
 from lightvllm.server.metrics import HttpMetrics, Metrics

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightvllm import LLM, SamplingParams, kernels
 from lightvllm.attention.base import AttentionLayer
+from lightvllm.attention.flash import FlashAttention
 from lightvllm.attention.paged import DeviceAttention, DeviceBatch, LayerCache
 from lightvllm.bench.internals import worker_of
 from lightvllm.errors import DeviceLost
@@ -255,6 +256,23 @@ def test_a_lost_device_blames_no_request(
         patch.setattr(worker_of(llm).runner, "submit", lost)
         with pytest.raises(DeviceLost, match="is lost to this process: an illegal memory access"):
             llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
+
+
+def test_a_backend_that_cannot_be_captured_runs_without_graphs(
+    checkpoint: Callable[[str], Checkpoint],
+    make_llm: Callable[..., LLM],
+    make_device_llm: Callable[..., LLM],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flash, for one, gathers as many keys as a request may have: in a graph that is the longest there can be."""
+    assert not FlashAttention.is_capturable
+    monkeypatch.setattr(OnDevice, "is_capturable", False)
+    path, prompts = checkpoint("qwen3").path, random_prompts(3)
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    llm = make_device_llm(path)
+    assert worker_of(llm).runner.graphs is None
+    expected = make_llm(path, **OPTIONS).generate(prompts, params, use_tqdm=False)
+    assert tokens(llm.generate(prompts, params, use_tqdm=False)) == tokens(expected)
 
 
 def test_sizes_of_graphs() -> None:

@@ -45,6 +45,7 @@ async def wake_up(
 
 @router.get("/is_sleeping", summary="Whether the engine sleeps", responses=documented())
 async def is_sleeping(request: Request) -> SleepStatus:
+    """Whether requests are refused until somebody wakes it up."""
     return SleepStatus(is_sleeping=request.app.state.engine.is_sleeping)
 
 
