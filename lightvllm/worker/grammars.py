@@ -32,8 +32,9 @@ class Grammars:
         self._ignored: dict[int, np.ndarray] = {}  # the ends that a request goes on after
         self._filler: MaskFiller | None = None
         self._tokenizer: Future[LLTokenizer] = Future()
-        # A daemon: a program that is interrupted right after its start must not wait for this at its end.
-        threading.Thread(target=self._load, args=[load_tokenizer], name="grammar-tokenizer", daemon=True).start()
+        # Not a daemon: at its end Python would unwind that thread's stack, Rust's frames on it, too, which crashes. The
+        # program waits for it, then, a second at most; not a pool's thread, which an interrupt here leaves for ever.
+        threading.Thread(target=self._load, args=[load_tokenizer], name="grammar-tokenizer").start()
 
     def _load(self, load_tokenizer: Callable[[], LLTokenizer]) -> None:
         try:

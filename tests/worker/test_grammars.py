@@ -1,5 +1,7 @@
 """Grammars in the sampler: the exact mask, many rows at once, and what was written before."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,34 @@ def test_without_a_tokenizer_the_request_fails_alone(tmp_path: Path) -> None:
     output = Rows(tmp_path, [params(regex="a"), params()]).sample(logits)
     assert "tokenizer.json" in output.errors[0]
     assert output.token_ids[1] == 0
+
+
+ENDS_AMID_THE_LOAD = """
+import sys
+import threading
+import time
+from llguidance import LLTokenizer, TokenizerWrapper
+from lightvllm.structured.check import _Bytes
+from lightvllm.worker.grammars import Grammars
+
+class Lingering:  # the end of a program that has much to take down
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+
+class Slow(TokenizerWrapper):
+    def __getattribute__(self, name):  # Rust asks for what it needs
+        loads.set()
+        time.sleep(0.1)
+        return super().__getattribute__(name)
+
+sys.lingering, loads, tokenizer = Lingering(), threading.Event(), TokenizerWrapper(_Bytes())
+tokenizer.__class__ = Slow
+Grammars(256, lambda: LLTokenizer(tokenizer))
+loads.wait()
+"""
+
+
+def test_a_program_may_end_while_the_tokenizer_loads() -> None:
+    """Its thread is amid Rust then, and waits to come back from there."""
+    done = subprocess.run([sys.executable, "-c", ENDS_AMID_THE_LOAD], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
