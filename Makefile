@@ -15,8 +15,9 @@ demo: $(STAMP)
 serve: $(STAMP)
 	@$(BIN)/lightvllm serve $(ARGS)
 
+# A file's tests run one after the other: they share what was costly to start.
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Minutes of mistreatment of a real server; the tests have a short form of it.
 chaos: $(STAMP)
