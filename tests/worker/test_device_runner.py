@@ -11,15 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightvllm import LLM, SamplingParams, kernels
 from lightvllm.attention.base import AttentionLayer
 from lightvllm.attention.flash import FlashAttention
 from lightvllm.attention.paged import DeviceAttention, DeviceBatch, LayerCache
 from lightvllm.bench.internals import worker_of
+from lightvllm.engine.step import PendingOutput, StepInput
 from lightvllm.errors import DeviceLost
 from lightvllm.sampling_params import StructuredOutputsParams
-from lightvllm.worker import worker
+from lightvllm.worker import device_runner, worker
 from lightvllm.worker.cuda_graph import DecodeGraphs, Sampling, graph_sizes
 from lightvllm.worker.device_runner import NOT_FINITE, DeviceRunner
 from tests.e2e.checkpoint import VOCAB_SIZE, Checkpoint
@@ -204,6 +206,88 @@ def test_what_is_not_finite_ends_its_request_alone(
     assert outputs[-1].outputs[0].stop_reason == message
     if where == "hidden":
         assert tokens(outputs[:1]) == tokens(healthy[:1])
+
+
+class Unread(DeviceAttention):
+    """Attends through the op, with nothing that a GPU would have to be waited for."""
+
+    def _attend(self, layer: AttentionLayer, cache: LayerCache, query: Tensor) -> Tensor:
+        batch = self.batch
+        query_lens, seq_lens = batch.query_starts.diff().long(), batch.seq_lens.long()
+        table, window = batch.block_table.contiguous(), layer.sliding_window or 0
+        return kernels.paged_attention(query, cache.key, cache.value, table, query_lens, seq_lens, layer.scale, window)
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Refuses what gives the host a value, or a shape that depends on values: on a GPU each waits for all before it."""
+
+    WAITING = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "argwhere", "masked_select", "equal", "_unique2")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func._schema.name.removeprefix("aten::") not in self.WAITING, f"{func} waits for the device"
+        masks = [x for x in args[1] if x is not None] if func._schema.name.startswith("aten::index") else []
+        assert all(mask.dtype is not torch.bool for mask in masks), f"{func} with a mask waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True], ids=["padded", "eager"])
+def test_a_step_is_submitted_without_reading_anything(
+    enforce_eager: bool,
+    checkpoint: Callable[[str], Checkpoint],
+    make_device_llm: Callable[..., LLM],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts, chunks and decodes, greedy and drawn; the draw itself is the GPU's own and looks at nothing."""
+    monkeypatch.setattr(device_runner, "draw_on_device", lambda logits, u, *_: logits.argmax(-1) + 0 * u.long())
+    llm = make_device_llm(checkpoint("qwen3").path, enforce_eager=enforce_eager, max_num_batched_tokens=48)
+    runner = worker_of(llm).runner
+    runner.backend = Unread
+    submit, num_steps = runner.submit, 0
+
+    def refused(tensor: Tensor) -> None:
+        raise AssertionError("a tensor is taken to the host")
+
+    def watched(step: StepInput) -> PendingOutput:
+        nonlocal num_steps
+        num_steps += 1
+        with NothingIsRead(), monkeypatch.context() as patch:
+            for name in ("cpu", "numpy", "tolist"):  # no op, where all is on the host already
+                patch.setattr(Tensor, name, refused)
+            return submit(step)
+
+    monkeypatch.setattr(runner, "submit", watched)
+    params = [SamplingParams(temperature=i % 2, max_tokens=6 + i, ignore_eos=True, seed=i) for i in range(6)]
+    outputs = llm.generate(random_prompts(6), params, use_tqdm=False)
+    assert [len(completion) for [completion] in tokens(outputs)] == [6, 7, 8, 9, 10, 11]
+    assert num_steps > 11
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("enforce_eager", [False, True], ids=["graphs", "eager"])
+def test_a_step_is_submitted_without_a_wait(
+    enforce_eager: bool,
+    checkpoint: Callable[[str], Checkpoint],
+    make_llm: Callable[..., LLM],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once what it needs is compiled and captured. PyTorch itself raises at whatever waits for the GPU."""
+    options = {"device": "cuda", "dtype": "bfloat16", "enforce_eager": enforce_eager, "enable_prefix_caching": False}
+    llm = make_llm(checkpoint("qwen3").path, **{**OPTIONS, **options}, kv_cache_memory_bytes=2**24)
+    params = [SamplingParams(temperature=i % 2, max_tokens=6 + i, ignore_eos=True, seed=i) for i in range(6)]
+    expected = [llm.generate(random_prompts(6), params, use_tqdm=False) for _ in range(2)][1]
+    runner = worker_of(llm).runner
+    submit = runner.submit
+
+    def watched(step: StepInput) -> PendingOutput:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return submit(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(runner, "submit", watched)
+    assert tokens(llm.generate(random_prompts(6), params, use_tqdm=False)) == tokens(expected)
 
 
 def test_a_lone_decode_is_fused_by_who_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
