@@ -260,6 +260,8 @@ def test_a_deadline_ends_a_request_and_no_other(rig: Rig) -> None:
 
 
 def test_a_slow_reader_gets_fewer_and_larger_deltas(rig: Rig) -> None:
+    rig.set(step_seconds=0.003)  # or a busy machine's quick reader finds all of them there, too
+
     async def main() -> None:
         async with rig.engine() as engine:
             params = params_of(2, 300)
@@ -342,7 +344,7 @@ def test_nothing_is_left_open(rig: Rig) -> None:
         before = num_files()
         for _ in range(2):
             await once()
-        assert num_files() <= before
+        await until(lambda: num_files() <= before, what="no more open files than before")
 
     run(main())
 

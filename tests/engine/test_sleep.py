@@ -206,7 +206,7 @@ def test_no_engine_hears_it(rig: Rig) -> None:
     async def main() -> None:
         async with rig.engine() as engine:
             kill(engine)
-            await until(lambda: engine.pid is None)
+            await until(lambda: rig.log.crashes)
             with pytest.raises(EngineUnavailable, match="can neither sleep nor wake up now"):
                 await engine.sleep()
             assert not engine.is_sleeping
