@@ -188,7 +188,8 @@ def test_a_hung_core_is_replaced(rig: Rig, caplog: pytest.LogCaptureFixture) -> 
             requests = {f"r{index}": (prompt_of(4, 5, 6, index), params) for index in range(8)}
             requests["bad"] = prompt_of(fake_core.HANG, 1, 20), params
             await check_all(engine, requests)
-            assert rig.log.crashes == [9]
+            [num_recovered] = rig.log.crashes
+            assert 1 <= num_recovered <= 9  # on a busy machine some have ended by then
             assert "made no step for" in caplog.text
 
     run(main())
