@@ -92,15 +92,18 @@ async def engine_events(engine: Watched, interval: float) -> AsyncGenerator[byte
     """The events of one reader, as server-sent events.
 
     The traces are taken in by a task of their own: a reader that is slow gets more of them in one event, and never
-    holds up those who watch, too.
+    holds up those who watch, too. With an interval of 0 nothing is merged: the task waits until each is taken.
     """
-    merger, news = EventMerger(), asyncio.Event()
+    merger, news, taken = EventMerger(), asyncio.Event(), asyncio.Event()
 
     async def read() -> None:
         async with aclosing(engine.watch()) as traces:
             async for trace in traces:
                 merger.add(trace)
+                taken.clear()
                 news.set()
+                if interval == 0:
+                    await taken.wait()
 
     reader = asyncio.ensure_future(read())
     reader.add_done_callback(lambda _: news.set())
@@ -111,6 +114,7 @@ async def engine_events(engine: Watched, interval: float) -> AsyncGenerator[byte
                 await asyncio.wait_for(news.wait(), _KEEP_ALIVE)
             news.clear()
             event = merger.take()
+            taken.set()
             if event is not None:
                 yield b"data: " + msgspec.json.encode(event) + b"\n\n"
                 await asyncio.sleep(interval)

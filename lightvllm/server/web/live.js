@@ -21,7 +21,7 @@ let speed = "live";
 let heldBack = [];
 let connection = null;
 let query = ""; // of the connection
-let isDrawn = false;
+let isDrawPending = false;
 
 export function initLive() {
   for (const name of ["live", "slow", "pause"]) byId(`speed-${name}`).addEventListener("click", () => setSpeed(name));
@@ -80,7 +80,8 @@ function take(event) {
 }
 
 function playSlowly() {
-  if (speed === "slow" && heldBack.length) apply(heldBack.shift());
+  // A browser that is behind gets the next step when it has drawn the last.
+  if (speed === "slow" && heldBack.length && !isDrawPending) apply(heldBack.shift());
 }
 
 function apply(event) {
@@ -89,11 +90,11 @@ function apply(event) {
 }
 
 function draw() {
-  if (isDrawn) return;
-  isDrawn = true;
+  if (isDrawPending) return;
+  isDrawPending = true;
   // As often as the screen shows it. A page in the background is not drawn at all.
   requestAnimationFrame(() => {
-    isDrawn = false;
+    isDrawPending = false;
     const step = drawSteps(byId("steps"), state.steps);
     byId("steps-scale").textContent = step ? describeStep(step) : "height: the logarithm of its tokens";
     const numShown = drawBlocks(byId("blocks"), state);

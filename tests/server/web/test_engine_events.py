@@ -145,6 +145,21 @@ def test_each_step_is_an_event_for_a_fast_reader() -> None:
     asyncio.run(main())
 
 
+def test_with_no_interval_each_step_is_an_event_for_a_slow_reader_too() -> None:
+    async def main() -> None:
+        engine = Watched()
+        events = engine_events(engine, interval=0)
+        given = [trace for trace, _, _ in traces()[:40]]
+        for trace in given:
+            engine.traces.put_nowait(trace)
+        for trace in given:
+            assert [step["step"] for step in (await data(events))["steps"]] == [trace.step]
+            await asyncio.sleep(0.002)  # meanwhile others run
+        await events.aclose()
+
+    asyncio.run(main())
+
+
 def test_a_slow_reader_gets_the_rest_in_one_event() -> None:
     async def main() -> None:
         engine = Watched()

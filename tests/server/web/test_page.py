@@ -171,31 +171,37 @@ def num_colors(page: Page, canvas: str) -> int:
 
 
 def test_slow_motion_shows_every_step_and_a_pause_none(page: Page) -> None:
-    steps = page.locator("#steps")
     page.click("#speed-slow")
     expect(page.locator("#speed-slow")).to_have_attribute("aria-pressed", "true")
     page.click("#load")
-    seen: list[int] = []
+    # Recorded in the page, where no change goes by unseen.
+    page.evaluate(
+        """() => {
+            const steps = document.querySelector("#steps");
+            const record = () => {
+                const step = /^Step (\\d+),/.exec(steps.ariaLabel);
+                if (step) shown.push(Number(step[1]));
+            };
+            window.shown = [];
+            new MutationObserver(record).observe(steps, { attributeFilter: ["aria-label"] });
+        }"""
+    )
 
-    def last_step() -> int:
-        found = re.match(r"Step (\d+),", steps.get_attribute("aria-label") or "")
-        return int(found[1]) if found else 0
+    def shown() -> list[int]:
+        return list(page.evaluate("shown"))
 
-    def watch() -> bool:
-        if not seen or last_step() != seen[-1]:
-            seen.append(last_step())
-        return len(seen) > 5
-
-    wait_until(watch, 15)
-    assert seen[2:] == list(range(seen[2], seen[2] + len(seen) - 2)), "one after the other"
+    wait_until(lambda: len(set(shown())) > 5, 30)
+    first, *others = dict.fromkeys(shown())
+    assert others == list(range(first + 1, first + 1 + len(others))), "one after the other"
     page.click("#speed-pause")
-    frozen = last_step()
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # draw the last
+    frozen = shown()[-1]
     page.wait_for_timeout(600)
-    assert last_step() == frozen
+    assert shown()[-1] == frozen
     page.click("#speed-live")
     expect(page.locator("#load")).to_be_enabled(timeout=30_000)
     page.click("#load")
-    wait_until(lambda: last_step() > frozen + 3, 15)
+    wait_until(lambda: shown()[-1] > frozen + 3, 15)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
