@@ -8,7 +8,6 @@ Triton's paged prefill; where there is no Triton, v1 takes each of their tokens 
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int, is_int8: bo
 
 @cache
 def _paged_prefill() -> Callable | None:
-    if not find_spec("triton"):
+    if not gpu.has_triton():
         return None
     from lightvllm.kernels.triton.paged_prefill import paged_prefill
 

@@ -10,6 +10,7 @@ longest request is far longer than those it mostly runs.
 FlashAttention-2 and 3: https://arxiv.org/abs/2307.08691, https://arxiv.org/abs/2407.08608.
 """
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -70,8 +71,9 @@ class FlashAttention(DeviceAttention):
         return output
 
 
+@cache
 def library_for(block_size: int) -> str:
-    """Whose kernels run with a cache of that block size."""
+    """Whose kernels run with a cache of that block size; looked for once, as each step asks."""
     if find_spec("flash_attn_interface"):
         return "flash-attn 3"
     if find_spec("flash_attn") and block_size % BLOCK_MULTIPLE == 0:

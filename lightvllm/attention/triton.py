@@ -6,13 +6,12 @@ Either kernel gives a request bitwise the same result in any company. A token's 
 between the two, so between a chunk and a decode, unless all go through the one: `InvariantTritonAttention`.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from lightvllm.attention.base import AttentionLayer
 from lightvllm.attention.paged import DeviceAttention, DeviceBatch, LayerCache
+from lightvllm.kernels import gpu
 from lightvllm.kernels.triton.paged_decode import paged_decode
 from lightvllm.kernels.triton.paged_prefill import paged_prefill
 
@@ -61,7 +60,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int, is_int8: bo
     """Why this backend cannot run there, as the end of a sentence; None where it can."""
     if device.type != "cuda":
         return f"as its kernels run on NVIDIA GPUs, not on {device.type}"
-    if find_spec("triton") is None:
+    if not gpu.has_triton():
         return "as the package triton is not installed"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "as Triton's kernels need a GPU of compute capability 8.0 (Ampere) or above"

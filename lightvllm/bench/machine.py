@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def describe_machine(model: ModelConfig | None = None) -> dict[str, Any]:
             "isa": current_isa(),
             "best_isa": (available_isas() or (None,))[-1],
         },
-        "gpu_kernels": {"compiled": gpu.load_compiled(), "triton": find_spec("triton") is not None} if gpus else None,
+        "gpu_kernels": {"compiled": gpu.load_compiled(), "triton": gpu.has_triton()} if gpus else None,
         "attention": {str(device): _attention(device, model) for device in devices if model},
         "linear": {str(device): {dtype: _linear(device, dtype) for dtype in DTYPES} for device in devices},
     }

@@ -40,6 +40,12 @@ ONLY_CUDA = ("few_rows_linear", "few_rows_attention")
 
 
 @cache
+def has_triton() -> bool:
+    """Whether Triton is installed; looked for once, as steps ask."""
+    return find_spec("triton") is not None
+
+
+@cache
 def load_compiled() -> bool:
     """Whether the compiled CUDA kernels are there; loads them."""
     built = sorted((Path(__file__).parent).glob("_cuda*.so"))
@@ -62,12 +68,11 @@ def triton_twin(name: str) -> Callable:
 def enable() -> torch.library.Library:
     """Make the fast twins what the ops run for CUDA tensors, from now on in this process."""
     library = torch.library.Library("lightvllm", "IMPL")
-    has_triton = find_spec("triton") is not None
-    if not has_triton and not load_compiled():
+    if not has_triton() and not load_compiled():
         logger.warning("neither Triton nor the compiled CUDA kernels are there, PyTorch's own operations run instead")
-    for name in TRITON_TWINS if has_triton else ():
+    for name in TRITON_TWINS if has_triton() else ():
         library.impl(name, triton_twin(name), "CUDA")
     if load_compiled():
-        for name in ONLY_CUDA if has_triton else CUDA_TWINS:
+        for name in ONLY_CUDA if has_triton() else CUDA_TWINS:
             library.impl(name, getattr(torch.ops.lightvllm_cuda, name).default, "CUDA")
     return library

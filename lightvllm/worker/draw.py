@@ -6,12 +6,11 @@ on the order in which a device adds, which it chooses by the shape of the batch.
 probabilities become multiples of 2**-60, exact for all above 2**-37, and what is below 2**-60 is never drawn.
 """
 
-from importlib.util import find_spec
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightvllm.kernels import gpu
 from lightvllm.seeds import GOLDEN_GAMMA, MIX_MULTIPLIERS
 from lightvllm.worker.ranking import largest
 
@@ -92,7 +91,7 @@ def draw_on_device(
     logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> Tensor:
     """See `draw`, with all of it on the device, without a word to the host where that is a GPU. # [num_rows] int64"""
-    if logits.is_cuda and find_spec("triton"):
+    if logits.is_cuda and gpu.has_triton():
         from lightvllm.kernels.triton.sampling import draw as draw_on_gpu
 
         return draw_on_gpu(logits, u, temperature, top_k, top_p, min_p)

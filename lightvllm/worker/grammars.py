@@ -33,7 +33,7 @@ class Grammars:
         self._filler: MaskFiller | None = None
         self._tokenizer: Future[LLTokenizer] = Future()
         # Not a daemon: at its end Python would unwind that thread's stack, Rust's frames on it, too, which crashes. The
-        # program waits for it, then, a second at most; not a pool's thread, which an interrupt here leaves for ever.
+        # program waits for it, then, for a second or so; not a pool's thread, which an interrupt here leaves for ever.
         threading.Thread(target=self._load, args=[load_tokenizer], name="grammar-tokenizer").start()
 
     def _load(self, load_tokenizer: Callable[[], LLTokenizer]) -> None:

@@ -1,11 +1,10 @@
 """The log-probabilities a request asks to see, under the model's own distribution."""
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from lightvllm.engine.step import TokenLogprobs
+from lightvllm.kernels import gpu
 from lightvllm.worker.ranking import largest
 
 # Rows whose log-probabilities are computed at once: bounds the memory that a long prompt takes.
@@ -59,7 +58,7 @@ def _some_logprobs(logits: Tensor, chosen: Tensor, num_logprobs: list[int]) -> l
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """# [num_rows, vocab_size] float32; a row's bits depend on no other row, nor on where it lies."""
-    if logits.is_cuda and find_spec("triton"):
+    if logits.is_cuda and gpu.has_triton():
         from lightvllm.kernels.triton.invariant import log_softmax
 
         return log_softmax(logits)

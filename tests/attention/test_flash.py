@@ -15,6 +15,13 @@ from tests.attention.device_batches import Step
 from tests.kernels.gpu.conftest import cuda_only
 
 
+@pytest.fixture(autouse=True)
+def _packages_are_looked_for_anew():
+    flash.library_for.cache_clear()
+    yield
+    flash.library_for.cache_clear()
+
+
 @cuda_only
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("num_decodes", "num_chunks"), [(3, 0), (0, 2), (4, 3)])

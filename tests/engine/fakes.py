@@ -111,7 +111,7 @@ class FakeExecutor:
         self._random = random.Random(seed)
         self._known: dict[str, KnownRequest] = {}
         self._unsure: set[str] = set()  # ids a failed step was about
-        self._dropped_before: list[str] = []  # by the step before, which may have been forgotten
+        self._before = StepInput()  # the step before
         self._spoilt_before: set[int] = set()
         self._spoilt: set[int] = set()  # slots of this step that hold rubbish, as a request failed
         self._slots = [0] * (config.num_blocks * config.block_size)
@@ -160,8 +160,10 @@ class FakeExecutor:
 
     def _take_note(self, step: StepInput) -> None:
         assert len(set(step.dropped_request_ids)) == len(step.dropped_request_ids)
-        forgiven = {*self._unsure, *(self._dropped_before if self.runs_ahead else [])}
-        self._dropped_before = step.dropped_request_ids
+        before, self._before = self._before, step
+        # What a forgotten step dropped is dropped again, and so is each request that it was about.
+        was_forgotten = self.runs_ahead and set(before.request_ids) <= set(step.dropped_request_ids)
+        forgiven = {*self._unsure, *(before.dropped_request_ids if was_forgotten else [])}
         for request_id in step.dropped_request_ids:
             is_known = request_id in self._known or request_id in forgiven
             assert is_known or self.forgives_unknown_drops, f"{request_id} dropped, but never known"

@@ -182,14 +182,15 @@ def test_requests_that_only_waited_are_not_blamed(rig: Rig) -> None:
 
 
 def test_a_hung_core_is_replaced(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.set(step_seconds=0.02)  # so that the last to come hangs it before the first has ended
+
     async def main() -> None:
         async with rig.engine(engine_timeout=0.6) as engine:
             params = SamplingParams(seed=3, max_tokens=30, ignore_eos=True)
             requests = {f"r{index}": (prompt_of(4, 5, 6, index), params) for index in range(8)}
             requests["bad"] = prompt_of(fake_core.HANG, 1, 20), params
             await check_all(engine, requests)
-            [num_recovered] = rig.log.crashes
-            assert 1 <= num_recovered <= 9  # on a busy machine some have ended by then
+            assert rig.log.crashes == [9]
             assert "made no step for" in caplog.text
 
     run(main())

@@ -108,6 +108,13 @@ def test_a_watcher_that_lags_gets_a_snapshot_and_no_more_than_it_can_hold(
             while blocks_of(traces):
                 traces.append(await asyncio.wait_for(anext(watching), 5))
             assert traces[0].blocks.is_snapshot
+            while not watcher.traces.empty():
+                traces.append(await anext(watching))
+            # Up to date again, it sees all of the next one.
+            await collect(await engine.add_request("b", PROMPT, params_of(2, 3)))
+            while "b" not in [one.request_id for one in traces[-1].finished]:
+                traces.append(await asyncio.wait_for(anext(watching), 5))
+            assert blocks_of(traces) == {}
             await watching.aclose()
 
     run(main())

@@ -2,7 +2,6 @@
 
 import os
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +24,6 @@ if not HAS_CUDA and find_spec("triton"):
 
 cuda_only = pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device")
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="session")
 def device() -> str:
@@ -36,14 +33,3 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def isa() -> None:
     """In the place of the CPU kernels' fixture, which runs each test once for each instruction set."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Triton's interpreter takes a second for what a GPU does in no time: without one, three cases of five will do."""
-    if torch.cuda.is_available():
-        return
-    for name in ("test_paged_prefill", "test_paged_decode", "test_rows_without_a_choice"):
-        cases = [item for item in items if item.path.parent == HERE and item.name.startswith(f"{name}[")]
-        for index, case in enumerate(cases):
-            if index % 5 in (1, 3):  # of which no parameter's values come around in step
-                case.add_marker(pytest.mark.skip(reason="takes the interpreter long; on a GPU all run"))
