@@ -80,7 +80,9 @@ def engine_router(engine: Watched, client_timeout: float) -> APIRouter:
         responses=documented(400),
     )
     async def debug_engine(
-        interval: Annotated[float, Query(ge=0, le=10, description="least seconds between two events")] = 0.03,
+        interval: Annotated[
+            float, Query(ge=0, le=10, description="least seconds between two events; 0 gives each step an event")
+        ] = 0.03,
     ) -> Response:
         """Server-sent events, each the steps since the one before: see docs/engine-events.md."""
         return EventStream(engine_events(engine, interval), _describe_error, client_timeout)
