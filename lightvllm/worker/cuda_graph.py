@@ -7,6 +7,7 @@ step runs as it is, and the next ones replay it. Outside of CUDA nothing is capt
 import enum
 import logging
 import time
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,6 +61,9 @@ class DecodeGraphs:
             self.pool = torch.cuda.graph_pool_handle()
             # One for all: memory that one capture frees is only there for others on its stream.
             self.stream = torch.cuda.Stream(device)
+            # Holds what torch allocates for the first graph: without memory for that, a capture would end the process.
+            self.first = torch.cuda.CUDAGraph()
+            self.first.register_generator_state(torch.cuda.default_generators[torch.cuda.current_device()])
 
     def size_for(self, num_requests: int) -> int | None:
         """The number that so many requests are padded to; None if they are too many for a graph."""
@@ -111,8 +115,8 @@ class DecodeGraphs:
                     assert self.logits is not None
                     output = self.logits[:size].copy_(output)
             except BaseException:
-                with suppress(RuntimeError):  # of a capture that is spoilt; the cause is what counts
-                    graph.capture_end()
+                with suppress(RuntimeError), warnings.catch_warnings(action="ignore"):
+                    graph.capture_end()  # of a capture that is spoilt or empty; the cause is what counts
                 raise
             graph.capture_end()
         torch.cuda.current_stream(self.device).wait_stream(self.stream)

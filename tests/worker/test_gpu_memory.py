@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from lightvllm import LLM, SamplingParams, kernels
+from lightvllm.bench.internals import worker_of
 from lightvllm.bench.quality.measure import bytes_of_weights
 from lightvllm.bench.random_checkpoint import Shape, write_checkpoint
 from lightvllm.config import EngineConfig
 from lightvllm.model_config import ModelConfig
 from lightvllm.models.bare import load_packed_model
 from lightvllm.models.footprint import weight_bytes
+from lightvllm.worker.cuda_graph import Sampling
 from lightvllm.worker.gpu_memory import (
     GRAPH_OBJECT_BYTES,
     MemoryUse,
@@ -433,3 +435,26 @@ class TestOnAGPU:
             torch.cuda.set_per_process_memory_fraction(1.0)
             llm.wake_up()
             assert llm.generate([[3, 4, 5]], params, use_tqdm=False)[0].outputs[0].token_ids == expected
+
+    def test_no_memory_to_capture(
+        self, larger: Path, fraction: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Decodes go on without a graph, and give what they give with one."""
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        prompts = [[i, 7, 8, 9] for i in range(1, 9)]
+        with LLM(larger, **self.options(kv_cache_memory_bytes=GIB)) as llm:
+            graphs = worker_of(llm).runner.graphs  # type: ignore[attr-defined]
+            capture = graphs._try_to_capture
+            graphs._try_to_capture = lambda *_: None
+            expected = llm.generate(prompts, params, use_tqdm=False)
+            graphs._try_to_capture = capture
+            limit = torch.cuda.memory_reserved()  # what the allocator keeps is enough for the steps themselves
+            torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+            for _ in range(2):
+                outputs = llm.generate(prompts, params, use_tqdm=False)
+                assert [one.outputs[0].token_ids for one in outputs] == [one.outputs[0].token_ids for one in expected]
+            assert (graphs.captured, graphs.refused) == ({}, {(8, Sampling.GREEDY)})
+            assert caplog.text.count("no memory to capture decodes of up to 8 requests") == 1
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            llm.generate(prompts[:2], params, use_tqdm=False)
+            assert set(graphs.captured) == {(2, Sampling.GREEDY)}
