@@ -9,10 +9,10 @@ import torch
 
 from lightvllm.config import DEFAULT_MODEL, EngineConfig
 from lightvllm.engine.async_engine import AsyncEngine
-from lightvllm.engine.observer import EngineObserver
 from lightvllm.engine.process import CoreProcess
 from lightvllm.engine.prompts import TokenizedPrompt
 from lightvllm.sampling_params import SamplingParams
+from tests.engine.rig import Log
 from tests.worker.losing_core import MARK_VARIABLE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -20,19 +20,9 @@ CONFIG = EngineConfig(model=str(DEFAULT_MODEL), device="cuda", dtype="float32", 
 PROMPTS = [[i, 17, 9 * i, 40, 5] for i in range(1, 5)]
 
 
-class Crashes(EngineObserver):
-    """How many requests each crash found."""
-
-    def __init__(self) -> None:
-        self.recovered: list[int] = []
-
-    def on_crash(self, num_recovered: int) -> None:
-        self.recovered.append(num_recovered)
-
-
-async def generate(observer: EngineObserver) -> list[list[int]]:
+async def generate(log: Log) -> list[list[int]]:
     """What the prompts' streams give."""
-    engine = AsyncEngine(CONFIG, observer)
+    engine = AsyncEngine(CONFIG, log)
     await engine.start()
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
@@ -49,14 +39,14 @@ async def generate(observer: EngineObserver) -> list[list[int]]:
 def test_streams_outlive_a_lost_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = asyncio.run(generate(Crashes()))
-    mark, crashes = tmp_path / "lost", Crashes()
+    expected = asyncio.run(generate(Log()))
+    mark, log = tmp_path / "lost", Log()
     monkeypatch.setattr(CoreProcess, "MODULE", "tests.worker.losing_core")
     monkeypatch.setenv(MARK_VARIABLE, str(mark))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
     with caplog.at_level("INFO", logger="lightvllm"):
-        outputs = asyncio.run(generate(crashes))
+        outputs = asyncio.run(generate(log))
     assert mark.exists()
-    assert crashes.recovered == [len(PROMPTS)]
+    assert log.crashes == [len(PROMPTS)]
     assert "cuda is lost to this process" in caplog.text
     assert outputs == expected

@@ -439,7 +439,7 @@ class TestOnAGPU:
     def test_no_memory_to_capture(
         self, larger: Path, fraction: Callable[[int], None], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Decodes go on without a graph, and give what they give with one."""
+        """Decodes go on without a graph, in the same process, and later ones get one again."""
         params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
         prompts = [[i, 7, 8, 9] for i in range(1, 9)]
         with LLM(larger, **self.options(kv_cache_memory_bytes=GIB)) as llm:
